@@ -1,0 +1,75 @@
+"""The command line. Commands import what they need when they run, so that `bequest --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .. import __version__
+from ..types import BequestError, Stopped
+
+app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Pre-train language models by inheriting from models that exist already."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file.")],
+    overrides: Annotated[Optional[list[str]], typer.Argument(help="key=value, for example data.sequence=512", metavar="[KEY=VALUE]...")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="The run folder; runs/<name> unless given.")] = None,  # noqa: UP045
+) -> None:
+    """Train what RECIPE says. Run it again to go on where it stopped."""
+    from .train import command
+
+    command(recipe, tuple(overrides or ()), out)
+
+
+@app.command()
+def demo(
+    text: Annotated[Optional[Path], typer.Option(help="A folder or file of your own text; without it, the source of Python's standard library.")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option(help="Where runs and their recipes go.")] = Path("runs/demo"),
+    scale: Annotated[float, typer.Option(help="Share of the full demo's tokens.")] = 1.0,
+) -> None:
+    """Train a small model, then a larger one twice, from scratch and inheriting, and say what inheriting saved."""
+    from .demo import command
+
+    command(text, out, scale)
+
+
+def main() -> None:
+    """Run a command. What a user can mend is one sentence and exit code 2; everything else is a traceback and a bug."""
+    from ..files import disk_fault
+
+    try:
+        app(standalone_mode=False)
+    except BequestError as error:
+        _leave(str(error), 2)
+    except typer.Abort:
+        _leave("stopped", 130)
+    except Stopped as stopped:
+        _leave(str(stopped), 128 + stopped.signal)
+    except KeyboardInterrupt:
+        _leave("stopped; run the same command again to go on", 130)
+    except typer.TyperException as error:
+        _leave(error.format_message(), 2)
+    except (OSError, RuntimeError) as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        _leave(fault, 2)
+
+
+def _leave(sentence: str, code: int) -> None:
+    print(f"bequest: {sentence}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,21 @@
+"""`bequest train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import recipe as recipes
+from ..job.train import train
+from ..report import table
+
+
+def command(path: Path, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Train a recipe and print the table of what came out."""
+    recipe = recipes.load(path, overrides)
+    folder = out or Path("runs") / recipe.name
+    summary = train(recipe, folder)
+    if summary.get("was_finished"):
+        print(f"{folder} is finished already; give it more train.tokens (if its schedule allows) or another --out to train again")
+    table.show(table.of_run(summary))
+    print(table.cost(summary))
+    print(f"the model: {summary['checkpoint']}")

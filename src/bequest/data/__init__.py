@@ -1,0 +1,1 @@
+"""Text -> tokens -> rows of a batch: source, tokenizer, tokens, pack, objective, batches."""

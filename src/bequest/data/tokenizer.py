@@ -1,0 +1,130 @@
+"""Tokenizers: trained here or loaded, and the few facts about them that training depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ..types import Doc, ModelError, RecipeError
+
+CAUSAL_SPECIALS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|padding|>"}
+MASKED_SPECIALS = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>", "bos_token": "<s>", "eos_token": "</s>"}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer and what we ask of it. `begin` and `end` stand around every document."""
+
+    tokenizer: Any
+    begin: int
+    end: int
+    mask: int | None
+
+    @property
+    def size(self) -> int:
+        """Number of ids that the tokenizer knows (models may have more rows, as padding)."""
+        return len(self.tokenizer)
+
+    @cached_property
+    def special(self) -> tuple[int, ...]:
+        """Ids that stand for no text."""
+        return tuple(sorted(self.tokenizer.all_special_ids))
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the map from id to string and of how text is cut: equal means interchangeable."""
+        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        parts = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")]
+        return hashlib.blake2b(json.dumps([parts, self.strings], sort_keys=True).encode(), digest_size=10).hexdigest()
+
+    @cached_property
+    def strings(self) -> str:
+        """Hash of the map from id to string alone."""
+        ids = sorted((id_, text) for text, id_ in self.tokenizer.get_vocab().items())
+        return hashlib.blake2b(json.dumps(ids).encode(), digest_size=10).hexdigest()
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens; special strings inside a text are ordinary text."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = True
+        return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def load(path: str) -> Vocabulary:
+    """The tokenizer in a folder or on a hub.
+
+    Raises ModelError when there is none that we can use.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ModelError(f"cannot load a tokenizer from {path} ({_first(error)}); give a folder that holds tokenizer.json") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"the tokenizer in {path} has no tokenizer.json; convert it with transformers' fast tokenizers first")
+    return vocabulary(tokenizer, path)
+
+
+def vocabulary(tokenizer: Any, where: str) -> Vocabulary:
+    """A transformers tokenizer with its document borders found."""
+    begin = _first_id(tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    end = _first_id(tokenizer.sep_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    if begin is None or end is None:
+        raise ModelError(f"the tokenizer in {where} has no BOS, EOS, CLS or SEP token to mark a document's border; add an eos_token to it")
+    return Vocabulary(tokenizer, begin, end, tokenizer.mask_token_id)
+
+
+def _first_id(*ids: int | None) -> int | None:
+    return next((i for i in ids if i is not None), None)
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def train(streams: Iterable[Iterable[Doc]], vocab: int, sample_bytes: int, objective: str) -> Any:
+    """A byte-level BPE tokenizer of `vocab` ids (special tokens included), as transformers knows it.
+
+    Byte level, so that no text is unknown and every token has a length in bytes. Reads at most `sample_bytes` of each stream.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = CAUSAL_SPECIALS if objective == "causal" else MASKED_SPECIALS
+    unique = list(dict.fromkeys(specials.values()))
+    if vocab < 256 + len(unique):
+        raise RecipeError(f"tokenizer.train.vocab {vocab} is too small; byte-level BPE needs at least {256 + len(unique)}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=unique, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(chain.from_iterable(_sample(s, sample_bytes) for s in streams), trainer)
+    if objective == "masked":
+        begin, end = (tokenizer.token_to_id(specials[k]) for k in ("cls_token", "sep_token"))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", begin), ("</s>", end)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **specials)
+
+
+def _sample(docs: Iterable[Doc], limit: int) -> Iterator[str]:
+    read = 0
+    for doc in docs:
+        yield doc.text
+        read += len(doc.text.encode("utf-8", "surrogatepass"))
+        if read >= limit:
+            return
+
+
+def save(tokenizer: Any, folder: Path) -> None:
+    """Write the tokenizer beside a model, as transformers reads it."""
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""A job: one recipe, from the file to a finished run folder."""

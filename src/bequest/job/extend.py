@@ -1,0 +1,43 @@
+"""Whether a run can be made longer: only if every step so far would have been the same under the longer plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from ..optim import Policy
+from ..train.plan import Stage
+from ..types import Clock, FolderError
+
+
+def refuse_if_different(old: Sequence[Stage], new: Sequence[Stage], policy: Policy, batch_tokens: int, steps_done: int) -> None:
+    """Raises FolderError that says what the longer plan would have changed, and at which step."""
+    pairs = zip(_course(old, policy, batch_tokens), _course(new, policy, batch_tokens), strict=False)
+    for step, (before, now) in enumerate(islice(pairs, steps_done)):
+        for what, value in before.items():
+            if value != now[what]:
+                raise FolderError(
+                    f"this run cannot be made longer: with more tokens {what} at step {step} would have been {now[what]} instead of {value}; "
+                    "start a new run with --out (a constant schedule, or wsd before its decay, can be made longer)"
+                )
+
+
+def _course(stages: Sequence[Stage], policy: Policy, batch_tokens: int) -> Iterator[dict[str, Any]]:
+    """What depends on the plan's length, step by step."""
+    total = sum(stage.steps for stage in stages) * batch_tokens
+    done = 0
+    for stage in stages:
+        for step in range(stage.steps):
+            clock = Clock(step, stage.steps, step * batch_tokens)
+            own = total if stage.rate == "run" else stage.steps * batch_tokens
+            rate = policy if stage.rate == "run" else stage.rate
+            # A loss that cannot say its weights may depend on the length in any way.
+            weights = getattr(stage.loss, "rates", lambda clock: clock.steps)(clock)
+            yield {
+                "the stage": stage.name,
+                "the learning rate": rate(done if stage.rate == "run" else clock.tokens, own),
+                "the weight of its losses": weights,
+                "the comparison": stage.measure.every if stage.measure else None,
+            }
+            done += batch_tokens

@@ -1,0 +1,67 @@
+"""The run folder: who may use it, which recipe it belongs to, what is in it.
+
+    recipe.yaml      the resolved recipe, every default spelled out
+    metrics.jsonl    one object per logged step and validation
+    summary.json     written once, at the end
+    checkpoint/      the result, an ordinary Hugging Face folder
+    checkpoints/     what a resumed run goes on from
+    stages/          the models between stages, for plans that have several
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import config
+from ..files import locked, replace_text
+from ..recipe import MAY_CHANGE
+from ..types import FolderError
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process.
+
+    Raises FolderError when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", wait=False):
+        yield
+
+
+def recorded(folder: Path) -> dict[str, Any] | None:
+    """The recipe that the folder was begun with, if it was."""
+    path = folder / "recipe.yaml"
+    return config.read(path) if path.exists() else None
+
+
+def refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raises FolderError that names what changed when a folder belongs to another recipe."""
+    changed = config.differences(old, new)
+    for key, (before, now) in changed.items():
+        if not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE):
+            more = f" and {len(changed) - 1} more keys" if len(changed) > 1 else ""
+            raise FolderError(f"{folder} belongs to another recipe: {key} was {before!r} and is {now!r}{more}; choose another folder with --out")
+    if new["train"]["tokens"] < old["train"]["tokens"]:
+        raise FolderError(f"{folder} was planned for {old['train']['tokens']} tokens; train.tokens can only be raised")
+
+
+def record(folder: Path, recipe: dict[str, Any]) -> None:
+    """Write down the resolved recipe."""
+    replace_text(folder / "recipe.yaml", config.text_of(recipe))
+
+
+def summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run."""
+    path = folder / "summary.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
+def finish(folder: Path, summary: dict[str, Any]) -> None:
+    """The run is finished: this file says so."""
+    replace_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -1,0 +1,200 @@
+"""Recipe -> everything that training needs: tokenizer, token stores, batches, student and teachers, checked before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import fingerprint
+from ..data import source, tokenizer, tokens
+from ..data.batches import Batches
+from ..data.objective import Causal, Masked, Objective
+from ..data.pack import Pack
+from ..data.tokenizer import Vocabulary
+from ..device import Place
+from ..eval.held_out import HeldOut, mean_loss
+from ..files import locked, new_folder
+from ..model import build
+from ..model.language import LanguageModel
+from ..recipe import Recipe, TeacherModel, Text
+from ..report.progress import Reading
+from ..teach.controls import CONTROLS
+from ..teach.live import Live
+from ..train.plan import Inputs, Method
+from ..types import DataError, Doc, ModelError, RecipeError, Teacher
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made of."""
+
+    vocabulary: Vocabulary
+    batches: Batches
+    held_out: Mapping[str, HeldOut]
+    identity: Mapping[str, Any]
+    """What must be the same when the run is resumed."""
+
+
+def cache() -> Path:
+    """Where tokenizers and token stores are kept between runs: $BEQUEST_CACHE, or bequest in the user's cache folder."""
+    own = os.environ.get("BEQUEST_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bequest"
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Tokenise what is not tokenised yet and check that text, tokenizer, student and teachers fit together.
+
+    Raises BequestError with the first thing that does not.
+    """
+    vocabulary = find_tokenizer(recipe)
+    objective = find_objective(recipe, vocabulary)
+    for name, spec in recipe.teachers.items():
+        if spec.control != "uniform":
+            check_model(f"the teacher {name}", spec.load, recipe, vocabulary, spec.remote_code)
+    if recipe.student.load:
+        check_model("the student", recipe.student.load, recipe, vocabulary, recipe.student.remote_code)
+    size = recipe.train.batch_tokens // recipe.data.sequence
+    packs = _packs(recipe, vocabulary, objective, "train")
+    batches = Batches(packs, objective, size, recipe.seed)
+    if batches.count < 2:
+        raise DataError(f"the training text fills {batches.count} sequence of {recipe.data.sequence} tokens; give more text or lower data.sequence")
+    validation = _packs(recipe, vocabulary, objective, "valid")
+    held_out = {
+        pack.store.source: HeldOut(Batches((pack,), objective, size, 0, ordered=True), int(pack.store.text_bytes[-1])) for pack in validation
+    }
+    identity = {
+        "training text": [p.store.digest for p in packs],
+        "tokenizer": vocabulary.identity,
+        "teacher": {name: weights_identity(spec.load) for name, spec in recipe.teachers.items()},
+    }
+    return Prepared(vocabulary, batches, held_out, identity)
+
+
+def find_tokenizer(recipe: Recipe) -> Vocabulary:
+    """The recipe's tokenizer: trained (once), loaded, or the teacher's, or the loaded student's."""
+    wanted = recipe.tokenizer
+    if wanted and wanted.train:
+        key = {"texts": [source.identity(t) for t in recipe.data.train], "train": wanted.train.vocab, "objective": recipe.data.objective}
+        key |= {"sample": wanted.train.sample_mb, "valid_fraction": recipe.data.valid_fraction}
+        folder = cache() / "tokenizers" / fingerprint(key)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_suffix(".lock"), wait=True):
+            if not folder.exists():
+                streams = [_documents([t], recipe, "train") for t in recipe.data.train]
+                trained = tokenizer.train(streams, wanted.train.vocab, wanted.train.sample_mb << 20, recipe.data.objective)
+                with new_folder(folder) as temporary:
+                    trained.save_pretrained(temporary)
+        return tokenizer.load(str(folder))
+    models = [spec.load for spec in recipe.teachers.values() if spec.load]
+    return tokenizer.load(wanted.load if wanted else [*models, recipe.student.load][0])
+
+
+def find_objective(recipe: Recipe, vocabulary: Vocabulary) -> Objective:
+    """Next token, or masked tokens for a tokenizer that has a mask."""
+    if recipe.data.objective == "causal":
+        return Causal()
+    if vocabulary.mask is None:
+        raise ModelError("the tokenizer has no mask token, which data.objective masked needs; choose another tokenizer or objective causal")
+    return Masked(vocabulary, recipe.data.mask_rate)
+
+
+def check_model(what: str, path: str, recipe: Recipe, vocabulary: Vocabulary, remote_code: bool) -> None:
+    """Whether a model can read this run's tokens: context, vocabulary size, and the same string for every id.
+
+    Raises ModelError. Reads configuration and tokenizer only, no weights.
+    """
+    config = build.config_of(path, remote_code)
+    if build.positions_of(config) < recipe.data.sequence:
+        raise ModelError(f"{what} ({path}) takes at most {build.positions_of(config)} positions; lower data.sequence from {recipe.data.sequence}")
+    rows = config.get_text_config().vocab_size
+    own = tokenizer.load(path)
+    if own.strings != vocabulary.strings or rows < vocabulary.size:
+        raise ModelError(
+            f"{what} ({path}) has another vocabulary: {own.size} ids in a model of {rows} rows, tokenizer {own.strings}, "
+            f"against {vocabulary.size} ids, tokenizer {vocabulary.strings}; use its tokenizer (tokenizer: {{load: {path}}}) or another model"
+        )
+
+
+def _packs(recipe: Recipe, vocabulary: Vocabulary, objective: Objective, side: str) -> tuple[Pack, ...]:
+    """One pack per source, tokenised where that has not been done."""
+    texts = recipe.data.valid if side == "valid" and recipe.data.valid else recipe.data.train
+    packs = []
+    for name in dict.fromkeys(t.source for t in texts):
+        own = [t for t in texts if t.source == name]
+        key = [[source.identity(t) for t in own], vocabulary.identity, vocabulary.begin, vocabulary.end]
+        key += [recipe.data.valid_fraction, side if recipe.data.valid_fraction else ""]
+        folder = cache() / "tokens" / fingerprint(key)
+        docs = partial(_documents, own, recipe, side)
+        store = tokens.build(folder, name, docs, vocabulary, Reading(f"tokenising {name} ({side})"))
+        if side == "valid" and recipe.eval.tokens:
+            store = store.first(recipe.eval.tokens)
+        packs.append(Pack(store, recipe.data.sequence, objective.overlap))
+    return tuple(packs)
+
+
+def _documents(texts: Iterable[Text], recipe: Recipe, side: str) -> Iterator[Doc]:
+    """The documents of some texts that belong to the training or the validation side."""
+    fraction = recipe.data.valid_fraction
+    chosen = source.in_valid(fraction)
+    keep: Callable[[str], bool] | None = (lambda text: chosen(text) == (side == "valid")) if fraction else None
+    return chain.from_iterable(source.documents(text, keep) for text in texts)
+
+
+def weights_identity(path: str) -> str:
+    """A fingerprint of a model folder's weights from samples spread over the files; a hub id stands for itself."""
+    files = sorted(Path(path).glob("*.safetensors")) if path else []
+    digest = hashlib.blake2b(digest_size=10)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as handle:
+            for sample in range(64):
+                handle.seek(sample * size // 64)
+                digest.update(handle.read(1 << 16))
+    return digest.hexdigest() if files else path
+
+
+def new_student(recipe: Recipe, vocabulary: Vocabulary) -> LanguageModel:
+    """The successor at step 0: the same weights for the same seed, whatever the method."""
+    torch.manual_seed(recipe.seed)
+    if recipe.student.load:
+        return build.load(recipe.student.load, recipe.data.objective, recipe.student.remote_code)
+    return build.build(recipe.student, vocabulary, recipe.data.sequence)
+
+
+def inputs(recipe: Recipe, method: Method, prepared: Prepared, place: Place, run: Path) -> Inputs:
+    """What the method gets.
+
+    Raises RecipeError when the recipe lacks a teacher that the method needs.
+    """
+    for name in method.needs:
+        if name not in recipe.teachers:
+            raise RecipeError(f"method {recipe.method['name']} needs a teacher; add teachers: {{{name}: PATH}}")
+    live = {name: _live(spec, recipe, prepared.vocabulary, place) for name, spec in recipe.teachers.items()}
+    teachers: dict[str, Teacher] = {n: CONTROLS[recipe.teachers[n].control](t, prepared.vocabulary.size) for n, t in live.items()}
+    return Inputs(
+        batches=prepared.batches,
+        steps=recipe.train.tokens // recipe.train.batch_tokens,
+        seed=recipe.seed,
+        teachers=teachers,
+        models={name: partial(getattr, teacher, "model") for name, teacher in live.items()},
+        evaluate=lambda model, batches: mean_loss(model.to(place.device), batches, place),
+        after=lambda stage: _live(TeacherModel(load=str(run / "stages" / stage)), recipe, prepared.vocabulary, place),
+    )
+
+
+def _live(spec: TeacherModel, recipe: Recipe, vocabulary: Vocabulary, place: Place) -> Live:
+    def load() -> LanguageModel:
+        return build.load(spec.load, recipe.data.objective, spec.remote_code).to(place.device)
+
+    return Live(load, vocabulary.size, spec.keep, place.autocast)
+
+

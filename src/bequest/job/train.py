@@ -1,0 +1,165 @@
+"""Train a recipe into a run folder: begin or go on, observe, and leave the result as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from .. import config, methods
+from ..device import Place, place
+from ..eval.held_out import HeldOut, validate
+from ..model import build
+from ..optim import Policy
+from ..recipe import Recipe
+from ..report.metrics import Metrics
+from ..report.progress import Training
+from ..train import checkpoint
+from ..train.plan import Method, Stage
+from ..train.run import Settings, StageEnded, State, Stepped, run
+from ..types import Stopped, TrainingError
+from . import extend, folder
+from .prepare import Prepared, inputs, new_student, prepare
+
+
+def train(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Train `recipe` into the folder `out` and return its summary; goes on where an earlier call stopped.
+
+    Raises BequestError for what a user can mend, Stopped when a signal asked the run to stop (it is saved then).
+    """
+    method_class = methods.find(recipe.method["name"])
+    fields = {key: value for key, value in recipe.method.items() if key != "name"}
+    method = config.decode(method_class, fields, f"method {recipe.method['name']}", "method")
+    resolved = config.encode(recipe) | {"method": {"name": recipe.method["name"], **config.encode(method)}}
+    with folder.opened(out):
+        old = folder.recorded(out)
+        if old:
+            folder.refuse_changes(out, old, resolved)
+            finished = folder.summary(out)
+            if finished and old["train"]["tokens"] == recipe.train.tokens:
+                return finished | {"was_finished": True}
+        return _train(recipe, method, resolved, old, out)
+
+
+def _train(recipe: Recipe, method: Method, resolved: dict[str, Any], old: dict[str, Any] | None, out: Path) -> dict[str, Any]:
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    where = place(recipe.train.device, recipe.train.precision)
+    prepared = prepare(recipe)
+    stages = tuple(method.plan(inputs(recipe, method, prepared, where, out)))
+    state = _state(recipe, prepared, out)
+    policy = Policy(recipe.train.schedule, state.planned)
+    if old and old["train"]["tokens"] != recipe.train.tokens:
+        shorter = config.decode(Recipe, {**resolved, "train": old["train"]}, str(out / "recipe.yaml"))
+        before = tuple(method.plan(inputs(shorter, method, prepared, where, out)))
+        extend.refuse_if_different(before, stages, policy, recipe.train.batch_tokens, state.run_step)
+    folder.record(out, resolved)
+    (out / "summary.json").unlink(missing_ok=True)
+    settings = _settings(recipe, where, policy)
+    if recipe.train.compile:
+        state.model.model.base_model.compile(dynamic=False)
+    _run(recipe, prepared, stages, state, settings, out)
+    return _finish(recipe, prepared, state, where, out)
+
+
+def _state(recipe: Recipe, prepared: Prepared, out: Path) -> State:
+    """The newest checkpoint's state, or the beginning."""
+    open_model = lambda path: build.load(str(path), recipe.data.objective, recipe.student.remote_code)
+    if saved := checkpoint.existing(out):
+        return checkpoint.load(saved[-1], open_model, prepared.identity)
+    return State(new_student(recipe, prepared.vocabulary), planned=recipe.train.tokens)
+
+
+def _settings(recipe: Recipe, where: Place, policy: Policy) -> Settings:
+    train = recipe.train
+    micro = (train.micro_batch_tokens or train.batch_tokens) // recipe.data.sequence
+    return Settings(where, train.optimiser, policy, train.batch_tokens, micro, train.clip, recipe.seed, train.log_every_steps)
+
+
+def _run(recipe: Recipe, prepared: Prepared, stages: Sequence[Stage], state: State, settings: Settings, out: Path) -> None:
+    train = recipe.train
+    metrics = Metrics(out / "metrics.jsonl", train.log_every_steps, state.run_step)
+    saver = checkpoint.Saver(out, prepared.vocabulary.tokenizer, prepared.identity, train.save_every_tokens, train.keep)
+    evaluator = Evaluator(prepared.held_out, settings.place, metrics, recipe.eval.every_tokens)
+    with Training(train.tokens, recipe.name) as progress, stopping(saver, out) as stopper:
+        try:
+            run(stages, state, settings, (metrics, evaluator, progress, saver, stopper))
+        except TrainingError as error:
+            saved = checkpoint.existing(out)
+            good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint before it"
+            raise TrainingError(f"{error}; {good}") from None
+
+
+@dataclass
+class Evaluator:
+    """Validates every so many tokens and at the end. An observer."""
+
+    held_out: Mapping[str, HeldOut]
+    place: Place
+    metrics: Metrics
+    every_tokens: int
+    latest: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __call__(self, state: State, event: Stepped | StageEnded) -> None:
+        """Validate if it is time."""
+        if isinstance(event, StageEnded):
+            return
+        before = event.tokens - event.tokens // event.run_step
+        due = self.every_tokens and event.tokens // self.every_tokens > before // self.every_tokens
+        if due or event.last:
+            valid = validate(state.model, self.held_out, self.place)
+            costs = {"student_flops": state.ledger.student_flops, "teacher_flops": state.ledger.teacher_flops}
+            self.metrics.add({"step": event.run_step, "tokens": event.tokens, "seconds": round(event.seconds, 3), **costs, "valid": valid})
+
+
+@contextmanager
+def stopping(saver: checkpoint.Saver, out: Path) -> Iterator[Any]:
+    """Within the block Ctrl-C and SIGTERM ask the run to stop after the step; the observer that it gives saves and raises Stopped."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) > 2:  # someone insists: leave without saving
+            raise Stopped(number, f"stopped without saving; {out} goes on from its last checkpoint")
+
+    def observe(state: State, event: Stepped | StageEnded) -> None:
+        if asked and isinstance(event, Stepped):
+            saver.save(state)
+            raise Stopped(asked[0], f"stopped at step {state.run_step}; run the same command again to go on")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield observe
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(recipe: Recipe, prepared: Prepared, state: State, where: Place, out: Path) -> dict[str, Any]:
+    checkpoint.save_model(state.model, prepared.vocabulary.tokenizer, out / "checkpoint")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    ledger = state.ledger
+    summary = {
+        "name": recipe.name,
+        "method": recipe.method["name"],
+        "tokens": state.tokens,
+        "student_parameters": sum(p.numel() for p in state.model.parameters()),
+        "student_flops": ledger.student_flops,
+        "teacher_flops": ledger.teacher_flops,
+        "wall_s": round(ledger.seconds, 2),
+        "tokens_per_s": round(state.tokens / max(1e-9, ledger.seconds), 1),
+        "peak_rss_mb": round(peak, 1),
+        "valid": validate(state.model, prepared.held_out, where),
+        "checkpoint": str(out / "checkpoint"),
+    }
+    folder.finish(out, summary)
+    return summary
+
+

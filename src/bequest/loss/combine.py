@@ -1,0 +1,84 @@
+"""Weighted sums of terms whose weights may move with the clock, over one forward pass of the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..types import Answer, Batch, Chunk, Clock, Loss, Teacher, Term
+from . import terms
+from .project import project
+from .schedule import Schedule, constant
+
+
+@dataclass(frozen=True)
+class Part:
+    """A term with its name in the metrics and, if it listens to one, the teacher that it asks and at which temperature."""
+
+    name: str
+    term: Term
+    teacher: Teacher | None = None
+    temperature: float = 1.0
+
+
+next_token = Part("next_token", terms.next_token)
+"""The student's own objective: cross-entropy with the realised token."""
+
+
+def distil(teacher: Teacher, temperature: float = 1.0, factor: float | None = None, name: str = "distil") -> Part:
+    """`factor` x KL(teacher || student) at a temperature; the factor is temperature² unless given, as in Qin et al. 2022."""
+    return Part(name, terms.divergence(temperature, temperature**2 if factor is None else factor), teacher, temperature)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A model loss: the weighted sum of parts. A part of weight zero is not computed and its teacher is not asked.
+
+    A teacher whose every part has ended is released.
+    """
+
+    parts: tuple[tuple[Schedule, Part], ...]
+
+    def __call__(self, model: Any, batch: Batch, clock: Clock) -> Loss:
+        """The mean over `batch.rows_total`; `model` gives `features(batch)` and `head`."""
+        active = [(weight(clock), part) for weight, part in self.parts if weight(clock) != 0.0]
+        self._release(clock)
+        answers: dict[tuple[int, float], Answer] = {}
+        flops = 0.0
+        for _, part in active:
+            if part.teacher is not None and (id(part.teacher), part.temperature) not in answers:
+                answers[id(part.teacher), part.temperature] = part.teacher(batch, part.temperature)
+                flops += part.teacher.flops(batch)
+        scores = [_score(part, answers.get((id(part.teacher), part.temperature)), batch, clock) for _, part in active]
+        weights = [w / batch.rows_total for w, _ in active]
+        total, sums_S = project(model.features(batch), model.head, scores, weights)
+        parts = {part.name: sums_S[i] / batch.rows_total for i, (_, part) in enumerate(active)}
+        return Loss(total, parts, sum(w for w, part in active if part.teacher is not None), flops)
+
+    def rates(self, clock: Clock) -> tuple[float, ...]:
+        """Every part's weight at a clock."""
+        return tuple(weight(clock) for weight, _ in self.parts)
+
+    def _release(self, clock: Clock) -> None:
+        ended: dict[int, bool] = {}
+        for weight, part in self.parts:
+            if part.teacher is not None:
+                ended[id(part.teacher)] = ended.get(id(part.teacher), True) and weight.ended(clock)
+        for _, part in self.parts:
+            if part.teacher is not None and ended[id(part.teacher)]:
+                part.teacher.release()
+
+
+def _score(part: Part, answer: Answer | None, batch: Batch, clock: Clock) -> Any:
+    def score(logits_CV: Tensor, rows: slice) -> Tensor:
+        chunk = Chunk(batch.rows.target_N[rows], None if answer is None else answer[rows])
+        return part.term(logits_CV, chunk, clock)
+
+    return score
+
+
+def weighted(*parts: tuple[Schedule | float, Part]) -> Weighted:
+    """The sum of `(weight, part)` pairs; a number is a constant weight."""
+    return Weighted(tuple((w if isinstance(w, Schedule) else constant(w), part) for w, part in parts))

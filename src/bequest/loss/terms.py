@@ -1,0 +1,51 @@
+"""Terms: what is asked of a chunk of logits. Pure functions `(logits_CV, chunk, clock) -> loss_C`, in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Chunk, Clock, Signal, Term
+
+
+def next_token(logits_CV: Tensor, chunk: Chunk, clock: Clock) -> Tensor:
+    """Cross-entropy with the realised token (the next one, or the masked one)."""
+    return torch.nn.functional.cross_entropy(logits_CV, chunk.target_C, reduction="none")
+
+
+def divergence(temperature: float, factor: float) -> Term:
+    """`factor` x KL(teacher || student), both at `temperature` (Hinton et al. 2015; Qin et al. 2022, section 3.1).
+
+    With kept entries and a rest, the rest is one bucket on both sides: a teacher that equals the student then gives
+    exactly no gradient, and with all entries kept it is the dense divergence.
+    """
+
+    def term(logits_CV: Tensor, chunk: Chunk, clock: Clock) -> Tensor:
+        assert chunk.signal_C is not None
+        tempered_CV = logits_CV / temperature
+        if chunk.signal_C.ids_NK is None:
+            return factor * _dense(tempered_CV, chunk.signal_C)
+        return factor * _kept(tempered_CV, chunk.signal_C, chunk.signal_C.ids_NK)
+
+    return term
+
+
+def _dense(logits_CV: Tensor, signal: Signal) -> Tensor:
+    """The teacher may know fewer ids than the student has rows: what it does not know has no mass."""
+    known_CV = logits_CV[:, : signal.logp_NK.shape[1]]
+    p_CV = signal.logp_NK.exp()
+    return logits_CV.logsumexp(-1) + (torch.special.xlogy(p_CV, p_CV) - p_CV * known_CV).sum(-1)
+
+
+def _kept(logits_CV: Tensor, signal: Signal, ids_CK: Tensor) -> Tensor:
+    kept_CK = logits_CV.gather(-1, ids_CK)
+    p_CK = signal.logp_NK.exp()
+    entropy_C = torch.special.xlogy(p_CK, p_CK).sum(-1)
+    if signal.logrest_N is None or ids_CK.shape[1] == logits_CV.shape[1]:
+        return p_CK.sum(-1) * logits_CV.logsumexp(-1) + entropy_C - (p_CK * kept_CK).sum(-1)
+    # The rest in log space: 1 - sum(kept) would be rounding error once the student is sure of the kept ids.
+    others_C = logits_CV.scatter(-1, ids_CK, -torch.inf).logsumexp(-1)
+    all_C = torch.logaddexp(others_C, kept_CK.logsumexp(-1))
+    rest_C = signal.logrest_N.exp()
+    entropy_C = entropy_C + torch.special.xlogy(rest_C, rest_C)
+    return entropy_C - (p_CK * (kept_CK - all_C[:, None])).sum(-1) - rest_C * (others_C - all_C)

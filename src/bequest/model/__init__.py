@@ -1,0 +1,1 @@
+"""Models: build and load (transformers), features and head, document masks, cost, save."""

@@ -1,0 +1,123 @@
+"""Students from sizes, and any model from a folder or a hub. safetensors only; remote code only when asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..recipe import Student
+from ..types import ModelError
+from .language import LanguageModel
+
+
+def build(student: Student, vocabulary: Any, positions: int) -> LanguageModel:
+    """A student with fresh weights. `vocabulary` gives the ids, `positions` the longest sequence.
+
+    Weights are drawn from torch's global generator: seed it first.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    rows = student.vocab or vocabulary.size
+    if rows < vocabulary.size:
+        raise ModelError(f"student.vocab {rows} is less than the tokenizer's {vocabulary.size} ids; leave it out or raise it")
+    tokenizer = vocabulary.tokenizer
+    ids = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": tokenizer.pad_token_id}
+    config = AutoConfig.for_model(student.family, vocab_size=rows, tie_word_embeddings=student.tied, **ids, **_sizes(student, positions))
+    auto = AutoModelForMaskedLM if student.family in ("bert", "roberta") else AutoModelForCausalLM
+    return LanguageModel(auto.from_config(config))
+
+
+def _sizes(student: Student, positions: int) -> dict[str, Any]:
+    """The family's own names for our sizes, with its usual multiples as defaults."""
+    match student.family:
+        case "llama" | "qwen3":
+            return {
+                "hidden_size": student.hidden,
+                "num_hidden_layers": student.layers,
+                "num_attention_heads": student.heads,
+                "num_key_value_heads": student.kv_heads or student.heads,
+                "head_dim": student.hidden // student.heads,
+                "intermediate_size": student.feed_forward or -(-student.hidden * 8 // 3 // 32) * 32,
+                "max_position_embeddings": positions,
+                "attention_dropout": student.dropout,
+            }
+        case "gpt2":
+            return {
+                "n_embd": student.hidden,
+                "n_layer": student.layers,
+                "n_head": student.heads,
+                "n_inner": student.feed_forward or 4 * student.hidden,
+                "n_positions": positions,
+                "resid_pdrop": student.dropout,
+                "embd_pdrop": student.dropout,
+                "attn_pdrop": student.dropout,
+            }
+    return {
+        "hidden_size": student.hidden,
+        "num_hidden_layers": student.layers,
+        "num_attention_heads": student.heads,
+        "intermediate_size": student.feed_forward or 4 * student.hidden,
+        "hidden_dropout_prob": student.dropout,
+        "attention_probs_dropout_prob": student.dropout,
+        # RoBERTa counts positions from the padding id + 1.
+        "max_position_embeddings": positions + (2 if student.family == "roberta" else 0),
+        "type_vocab_size": 1 if student.family == "roberta" else 2,
+    }
+
+
+def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
+    """The causal or masked language model in a folder or on a hub, in fp32.
+
+    Raises ModelError when there is none of that kind.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers.utils import logging
+
+    config = config_of(path, remote_code)
+    kinds = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
+    _check_kind(path, config, objective)
+    logging.disable_progress_bar()
+    try:
+        model, report = kinds[objective].from_pretrained(
+            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=remote_code, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load the model {path} ({_first(error)}); give a folder that save_pretrained wrote, with all its files") from None
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"the model {path} lacks weights ({missing[0]} and {len(missing) - 1} more); it is not a complete {objective} language model")
+    return LanguageModel(model)
+
+
+def config_of(path: str, remote_code: bool = False) -> Any:
+    """A model's configuration, without its weights.
+
+    Raises ModelError when there is none.
+    """
+    from transformers import AutoConfig
+
+    if not Path(path).exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
+        raise ModelError(f"there is no model at {path}; check the path")
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"cannot read a model from {path} ({_first(error)}); give a folder that holds config.json and model.safetensors") from None
+
+
+def _check_kind(path: str, config: Any, objective: str) -> None:
+    """A folder says what it was saved as; the other kind would load with a head of random weights."""
+    saved = (getattr(config, "architectures", None) or [""])[0]
+    wrong = {"causal": "MaskedLM", "masked": "CausalLM"}[objective]
+    if wrong in saved or (objective == "masked" and saved.endswith("LMHeadModel")):
+        raise ModelError(f"the model {path} is a {saved}, which does not fit data.objective {objective}; choose another model or objective")
+
+
+def positions_of(config: Any) -> int:
+    """The longest sequence that a model can take, or a very large number when nothing limits it."""
+    limit = getattr(config, "max_position_embeddings", None) or 1 << 30
+    return int(limit) - (int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0)
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,135 @@
+"""A transformers language model, split once and generically into features and head.
+
+`features` are the base model's last hidden states at the selected rows, after the head's own transform (BERT, RoBERTa);
+`Head` is the product with the vocabulary that is left: weight, bias, scale, soft-cap. Students and predecessors are both
+a `LanguageModel`; the loss runs inside its forward, so that wrappers around it (DDP, FSDP) see every parameter used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..types import Batch, ModelError
+from .mask import additive, positions
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last step to logits: soft-cap(scale * (x W^T + b))."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def finish(self, product_CV: Tensor) -> Tensor:
+        """Logits from `x W^T + b`."""
+        logits_CV = product_CV if self.scale == 1.0 else product_CV * self.scale
+        return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
+
+    def logits(self, features_CD: Tensor) -> Tensor:
+        """fp32 logits of a chunk of rows, the product in the precision that autocast asks for."""
+        return self.finish(self.product(features_CD, self.weight_VD.to(self.dtype(features_CD))))
+
+    def product(self, features_CD: Tensor, weight_VD: Tensor) -> Tensor:
+        """`x W^T + b` in fp32, or in the features' own precision if that is higher."""
+        product_CV = features_CD.to(weight_VD.dtype) @ weight_VD.T
+        product_CV = product_CV.to(torch.promote_types(product_CV.dtype, torch.float32))
+        return product_CV if self.bias_V is None else product_CV + self.bias_V.to(product_CV.dtype)
+
+    def dtype(self, features_CD: Tensor) -> torch.dtype:
+        """The precision of the matrix products."""
+        kind = features_CD.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight_VD.dtype
+
+    def narrow(self, vocabulary: int) -> Head:
+        """The head of the first ids alone: padded rows say nothing."""
+        bias_V = None if self.bias_V is None else self.bias_V[:vocabulary]
+        return replace(self, weight_VD=self.weight_VD[:vocabulary], bias_V=bias_V)
+
+
+class LanguageModel(nn.Module):
+    """A causal or masked transformers model.
+
+    Raises ModelError when the model's head is built in a way that `features` and `head` do not reproduce.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        if model.get_output_embeddings() is None or not hasattr(model, model.base_model_prefix):
+            raise ModelError(f"{type(model).__name__} has no language-model head that we know; use a causal or masked language model")
+        self._check()
+
+    @property
+    def causal(self) -> bool:
+        """Whether positions see only what is before them."""
+        return "MaskedLM" not in type(self.model).__name__
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the head."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Features [N, D] of the batch's rows."""
+        return self.features(batch)
+
+    def features(self, batch: Batch) -> Tensor:
+        """What the head sees at the selected rows, [N, D]."""
+        hidden_BTD = self._base(batch.tokens_BT, batch.segments_BT)
+        return self._transform(hidden_BTD.flatten(0, 1)[batch.rows.index_N])
+
+    def _base(self, tokens_BT: Tensor, segments_BT: Tensor) -> Tensor:
+        whole = bool((segments_BT == 0).all())
+        arguments: dict[str, Any] = {"use_cache": False} if self.causal else {}
+        if not whole or not self.causal:
+            dtype = next(self.model.parameters()).dtype
+            arguments["attention_mask"] = None if whole else additive(segments_BT, self.causal, dtype)
+        if not whole:
+            arguments["position_ids"] = positions(segments_BT) + self._first_position
+        hidden_BTD: Tensor = self.model.base_model(input_ids=tokens_BT, **arguments).last_hidden_state
+        return hidden_BTD
+
+    @property
+    def _first_position(self) -> int:
+        """RoBERTa and its kin count positions from the padding id + 1."""
+        embeddings = getattr(self.model.base_model, "embeddings", None)
+        offset = hasattr(embeddings, "create_position_ids_from_input_ids")
+        return int(self.model.config.pad_token_id) + 1 if offset else 0
+
+    def _transform(self, hidden_ND: Tensor) -> Tensor:
+        """What stands between the base model and the output matrix in masked models."""
+        if hasattr(self.model, "cls"):  # BERT
+            features_ND: Tensor = self.model.cls.predictions.transform(hidden_ND)
+            return features_ND
+        head = getattr(self.model, "lm_head", None)
+        if hasattr(head, "dense") and hasattr(head, "layer_norm"):  # RoBERTa
+            return head.layer_norm(nn.functional.gelu(head.dense(hidden_ND)))
+        return hidden_ND
+
+    @property
+    def head(self) -> Head:
+        """The output matrix and what follows it."""
+        output, config = self.model.get_output_embeddings(), self.model.config
+        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        return Head(output.weight, output.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """The split must give the model's own logits: tried on a few tokens, once."""
+        if next(self.model.parameters()).device.type == "meta":
+            return
+        training = self.model.training
+        self.model.eval()
+        tokens_BT = torch.arange(4)[None].to(next(self.model.parameters()).device) % self.vocabulary
+        own_ND = self.model(input_ids=tokens_BT).logits[0].float()
+        features_ND = self._transform(self._base(tokens_BT, torch.zeros_like(tokens_BT))[0])
+        difference = (self.head.logits(features_ND) - own_ND).abs().max() / own_ND.abs().max().clamp_min(1e-6)
+        self.model.train(training)
+        if not difference <= 2e-2:  # bf16 weights round; a wrong split is off by far more
+            raise ModelError(f"{type(self.model).__name__} computes its logits in a way we do not know; open an issue that names this architecture")

@@ -1,0 +1,246 @@
+"""What a recipe says, as frozen dataclasses, and the checks that need more than one key.
+
+The method's own keys are decoded by the method (its fields are its hyper-parameters); everything else stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+from .config import AboveZero, Config, Count, NotNegative, Positive, Share, decode, override, read
+from .types import RecipeError
+
+CAUSAL_FAMILIES = ("llama", "qwen3", "gpt2")
+MASKED_FAMILIES = ("bert", "roberta")
+
+
+class Text(Config):
+    """Documents of one domain: files, or a data set of a hub (or a local folder in a hub's layout)."""
+
+    path: str = ""
+    """A file, a folder (every file in it that we read) or a glob."""
+    hub: str = ""
+    """A Hugging Face data set id or a local data set folder, streamed."""
+    split: str = "train"
+    """Which split of `hub`."""
+    source: str = "text"
+    """The domain's name: batches, validation and reports are per source."""
+    field: str = "text"
+    """The key or column that holds the text (jsonl, parquet, csv, hub)."""
+    format: Literal["auto", "text", "jsonl", "parquet", "csv"] = "auto"
+    """What the files are; `auto` goes by their names."""
+
+
+class Data(Config):
+    """Text and how it becomes sequences."""
+
+    train: tuple[Text, ...]
+    valid: tuple[Text, ...] = ()
+    valid_fraction: Share = 0.0
+    """Instead of `valid`: this share of the training documents, chosen by their hash."""
+    sequence: Positive = 512
+    """Positions per sequence."""
+    objective: Literal["causal", "masked"] = "causal"
+    mask_rate: Share = 0.15
+    """Masked objective: share of positions that are predicted (80 % masked, 10 % random, 10 % kept)."""
+
+
+class TrainTokenizer(Config):
+    """A byte-level BPE tokenizer trained on the training text."""
+
+    vocab: Positive
+    sample_mb: Positive = 100
+    """It sees this much text from each source, in order."""
+
+
+class Tokenizer(Config):
+    """Trained here or loaded from a folder or a hub; without either it is the teacher's."""
+
+    train: TrainTokenizer | None = None
+    load: str = ""
+
+
+class Student(Config):
+    """The successor: built from sizes, or loaded."""
+
+    load: str = ""
+    family: Literal["", "llama", "qwen3", "gpt2", "bert", "roberta"] = ""
+    hidden: Positive = 256
+    layers: Positive = 4
+    heads: Positive = 4
+    kv_heads: Count = 0
+    """Key-value heads (llama, qwen3); 0 is as many as heads."""
+    feed_forward: Count = 0
+    """Inner width of the feed-forward blocks; 0 is the family's usual multiple of `hidden`."""
+    vocab: Count = 0
+    """Rows of the embedding, if more than the tokenizer has; 0 is as many."""
+    dropout: Share = 0.0
+    tied: bool = True
+    """Whether the head shares the embedding's weights."""
+    remote_code: bool = False
+    """Run Python code that comes with the loaded folder. Only for folders that you trust."""
+
+
+class TeacherModel(Config):
+    """A predecessor and how it is asked."""
+
+    load: str
+    keep: Count = 0
+    """Keep only the K likeliest entries and one bucket for the rest; 0 keeps all."""
+    control: Literal["none", "renormalise", "shuffle", "uniform"] = "none"
+    """A placebo in the teacher's place: the rest dropped, other rows' signals, or label smoothing."""
+    remote_code: bool = False
+
+
+class OptimiserSettings(Config):
+    """AdamW, or Muon for the matrices and AdamW for everything else."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: AboveZero = 1e-3
+    """Peak learning rate; Muon's updates are scaled so that AdamW's rates suit it."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: AboveZero = 1e-8
+    weight_decay: NotNegative = 0.1
+    momentum: Share = 0.95
+    """Muon's."""
+
+
+class ScheduleSettings(Config):
+    """The learning rate's course over the run. `warmup` and `decay`: below 1 a share of the run, from 1 on tokens."""
+
+    name: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    warmup: NotNegative = 0.02
+    decay: NotNegative = 0.2
+    """wsd only: the last part of the run, in which the rate falls linearly."""
+    floor: Share = 0.0
+    """The share of the peak at which it ends."""
+
+
+class Train(Config):
+    """How long, how large, how fast."""
+
+    tokens: Positive
+    batch_tokens: Positive = 8192
+    micro_batch_tokens: Count = 0
+    """What is held in memory at once; 0 is the whole batch. It changes nothing but memory and rounding."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16 runs the model under autocast; weights and sums stay fp32."""
+    optimiser: OptimiserSettings = OptimiserSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    clip: NotNegative = 1.0
+    """Largest norm of the gradient; 0 is no limit."""
+    save_every_tokens: Count = 0
+    """0 saves at the end and when stopped."""
+    keep: Positive = 2
+    """How many checkpoints to go on from are kept."""
+    log_every_steps: Positive = 1
+    compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count = 0
+    """CPU threads; 0 is PyTorch's own choice."""
+
+
+class Eval(Config):
+    """When validation runs. How often changes no bit of training."""
+
+    every_tokens: Count = 0
+    """0 evaluates at the end only."""
+    tokens: Count = 0
+    """Use whole documents from the start of each source, about this many tokens; 0 is all."""
+
+
+class Recipe(Config):
+    """A whole run."""
+
+    name: str
+    seed: Count = 0
+    data: Data
+    tokenizer: Tokenizer | None = None
+    student: Student
+    teachers: dict[str, TeacherModel] = field(default_factory=dict)
+    method: dict[str, Any]
+    train: Train
+    eval: Eval = Eval()
+
+
+MAY_CHANGE = ("eval", "train.save_every_tokens", "train.keep", "train.log_every_steps", "train.tokens", "train.threads")
+"""What may differ when a run is resumed (a longer `train.tokens` only under a schedule that allows it)."""
+
+
+def load(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
+    """The recipe in a file, with overrides such as `data.sequence=512` applied.
+
+    Raises RecipeError with one sentence that names the key and the file. Relative paths stay relative to the working folder.
+    """
+    raw = _shorthands(override(_shorthands(read(path)), assignments))
+    recipe = decode(Recipe, raw, str(path))
+    for problem in problems(recipe):
+        raise RecipeError(f"{path}: {problem}")
+    return recipe
+
+
+def _shorthands(raw: dict[str, Any]) -> dict[str, Any]:
+    """`teachers: {teacher: PATH}` is `{teacher: {load: PATH}}`; `method: ki` is `{name: ki}`."""
+    teachers = raw.get("teachers")
+    if isinstance(teachers, dict):
+        raw["teachers"] = {name: {"load": spec} if isinstance(spec, str) else spec for name, spec in teachers.items()}
+    if isinstance(raw.get("method"), str):
+        raw["method"] = {"name": raw["method"]}
+    return raw
+
+
+def problems(recipe: Recipe) -> list[str]:
+    """Every impossible combination in a recipe, one sentence each."""
+    data, student, train = recipe.data, recipe.student, recipe.train
+    found = []
+    for place, texts in (("data.train", data.train), ("data.valid", data.valid)):
+        for number, text in enumerate(texts):
+            if bool(text.path) == bool(text.hub):
+                found.append(f"{place}.{number} needs either path or hub")
+    if not data.train:
+        found.append("data.train is empty; name at least one file, folder, glob or data set")
+    if data.valid and data.valid_fraction:
+        found.append("data.valid and data.valid_fraction exclude each other; keep one")
+    if not data.valid and not data.valid_fraction:
+        found.append("there is nothing to validate on; give data.valid, or data.valid_fraction such as 0.01")
+    if data.valid_fraction == 1.0 or data.mask_rate in (0.0, 1.0):
+        found.append("data.valid_fraction must be below 1 and data.mask_rate between 0 and 1")
+    if not recipe.name or set(recipe.name) & set("/\\\0") or recipe.name in (".", ".."):
+        found.append(f"name {recipe.name!r} cannot be a folder's name; use letters, digits and dashes")
+    tokenizer = recipe.tokenizer
+    if tokenizer and bool(tokenizer.train) == bool(tokenizer.load):
+        found.append("tokenizer needs either train or load")
+    if tokenizer is None and not recipe.teachers and not student.load:
+        found.append("there is no tokenizer to use; give tokenizer, a teacher or student.load")
+    found += _student_problems(student, data.objective)
+    if train.batch_tokens % data.sequence:
+        found.append(f"train.batch_tokens {train.batch_tokens} must be a multiple of data.sequence {data.sequence}")
+    if train.micro_batch_tokens % data.sequence:
+        found.append(f"train.micro_batch_tokens {train.micro_batch_tokens} must be a multiple of data.sequence {data.sequence}")
+    if train.tokens < train.batch_tokens:
+        found.append(f"train.tokens {train.tokens} is less than one batch of {train.batch_tokens}; raise it or lower train.batch_tokens")
+    if not isinstance(recipe.method.get("name"), str):
+        found.append("method needs a name, for example {name: ki}")
+    return found
+
+
+def _student_problems(student: Student, objective: str) -> list[str]:
+    if bool(student.load) == bool(student.family):
+        return ["student needs either family (with sizes) or load"]
+    if student.load:
+        return []
+    found = []
+    families = CAUSAL_FAMILIES if objective == "causal" else MASKED_FAMILIES
+    if student.family not in families:
+        found.append(f"student.family {student.family} does not fit data.objective {objective}; it takes {', '.join(families)}")
+    if student.hidden % student.heads:
+        found.append(f"student.hidden {student.hidden} must be a multiple of student.heads {student.heads}")
+    elif student.family in ("llama", "qwen3") and student.hidden // student.heads % 2:
+        found.append(f"student.hidden / student.heads is {student.hidden // student.heads}; rotary positions need an even number")
+    if student.kv_heads and student.heads % student.kv_heads:
+        found.append(f"student.heads {student.heads} must be a multiple of student.kv_heads {student.kv_heads}")
+    if student.kv_heads and student.family not in ("llama", "qwen3"):
+        found.append(f"student.kv_heads has no meaning for family {student.family}; leave it out")
+    return found

@@ -1,0 +1,40 @@
+"""`metrics.jsonl`: one JSON object per logged step or validation. A resumed run cuts off what it will write again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..train.run import StageEnded, State, Stepped
+
+
+class Metrics:
+    """Appends to the metrics file. An observer."""
+
+    def __init__(self, path: Path, every: int, run_step: int) -> None:
+        self.path, self.every = path, every
+        kept = [line for line in read(path) if line["step"] <= run_step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def __call__(self, state: State, event: Stepped | StageEnded) -> None:
+        """Log the step if it is time."""
+        if isinstance(event, Stepped) and (event.run_step % self.every == 0 or event.run_step == 1 or event.last):
+            self.add(event.line())
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Append one object."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a metrics file; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return

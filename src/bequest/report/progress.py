@@ -1,0 +1,77 @@
+"""Progress of tokenising and training: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..train.run import StageEnded, State, Stepped
+
+LINES = 20
+"""Plain lines per run."""
+
+
+def console() -> Console:
+    """Where progress goes: standard error, so that standard output holds results alone."""
+    return Console(stderr=True, highlight=False)
+
+
+class Training:
+    """Tokens per second, loss, rate and time left. An observer and a context manager."""
+
+    def __init__(self, tokens: int, name: str) -> None:
+        self.tokens = tokens
+        self.console = console()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(name, total=tokens, now="")
+        self.name = name
+        self._next_line = 0
+        self._from: tuple[int, float] | None = None
+
+    def __enter__(self) -> Training:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def __call__(self, state: State, event: Stepped | StageEnded) -> None:
+        """Show the step."""
+        if isinstance(event, StageEnded):
+            return
+        if self._from is None:
+            self._from = (event.tokens, time.monotonic())
+        elif self.console.is_terminal:
+            self.bar.update(self.task, completed=event.tokens, now=self._now(event))
+        elif event.tokens >= self._next_line or event.last:
+            self._next_line = event.tokens + self.tokens // LINES
+            self.console.print(f"{self.name} {100 * event.tokens // self.tokens:3d} % {self._now(event)}", soft_wrap=True)
+
+    def _now(self, event: Stepped) -> str:
+        assert self._from is not None
+        speed = (event.tokens - self._from[0]) / max(1e-9, time.monotonic() - self._from[1])
+        left = (self.tokens - event.tokens) / max(1e-9, speed)
+        return f"step {event.run_step}  loss {event.loss.item():.3f}  rate {event.rate:.2f}  {speed:,.0f} tokens/s  {left:.0f} s left"
+
+
+class Reading:
+    """Text tokenised so far."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.console = console()
+        self.bytes = 0
+        self.shown = self.began = time.monotonic()
+
+    def __call__(self, more: int) -> None:
+        """`more` bytes of text are done."""
+        self.bytes += more
+        now = time.monotonic()
+        if now - self.shown >= 5.0:
+            self.shown = now
+            speed = self.bytes / 1e6 / (now - self.began)
+            self.console.print(f"{self.what}: {self.bytes / 1e6:,.0f} MB of text, {speed:.1f} MB/s", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Predecessors that are asked about a batch: live models, and placebos in their place."""

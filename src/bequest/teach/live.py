@@ -1,0 +1,97 @@
+"""A predecessor that runs beside its successor: loaded when first asked, released when its rate has reached zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.flops import forward_flops
+from ..model.language import Head, LanguageModel
+from ..types import Answer, Batch, Signal
+
+ROW_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every log-probability of every row, made from the teacher's features only when a chunk of rows asks for it."""
+
+    features_ND: Tensor
+    head: Head
+    temperature: float
+    precision: Callable[[], AbstractContextManager[Any]]
+
+    @torch.no_grad()
+    def __getitem__(self, rows: Any) -> Signal:
+        with self.precision():
+            logits_CV = self.head.logits(self.features_ND[rows])
+        return Signal(None, torch.log_softmax(logits_CV / self.temperature, -1), None)
+
+
+class Live:
+    """A model as teacher. `keep` 0 gives every id, otherwise the K likeliest and the mass of the rest.
+
+    `vocabulary` is the number of ids that the tokenizer knows: rows beyond it are padding and are cut off before the softmax.
+    """
+
+    def __init__(
+        self, load: Callable[[], LanguageModel], vocabulary: int, keep: int, precision: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self._load = load
+        self._vocabulary = vocabulary
+        self._keep = min(keep, vocabulary)
+        self._precision = precision
+        self._model: LanguageModel | None = None
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model itself, loaded if it is not."""
+        if self._model is None:
+            self._model = self._load().eval().requires_grad_(False)
+        return self._model
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return self._model is not None
+
+    def release(self) -> None:
+        """Leave memory."""
+        self._model = None
+
+    def flops(self, batch: Batch) -> float:
+        """One forward pass."""
+        return forward_flops(self.model, batch)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, temperature: float) -> Answer:
+        """What the model says about the batch's rows at a temperature."""
+        with self._precision():
+            features_ND = self.model(batch)
+        answer = Dense(features_ND, self.model.head.narrow(self._vocabulary), temperature, self._precision)
+        return likeliest(answer, self._keep, len(features_ND), self._vocabulary) if self._keep else answer
+
+
+def likeliest(answer: Answer, keep: int, rows: int, vocabulary: int) -> Signal:
+    """The K likeliest ids of each row and the log of the mass of all others, chunk by chunk."""
+    chunk = max(1, ROW_BYTES // (4 * vocabulary))
+    kept = [_likeliest(answer[first : first + chunk].logp_NK, keep) for first in range(0, max(1, rows), chunk)]
+    ids, logp, logrest = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return Signal(ids, logp, logrest)
+
+
+def _likeliest(logp_CV: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    logp_CK, ids_CK = logp_CV.topk(keep, dim=-1)
+    # Summed over what is left, not 1 - sum(kept): the difference would be rounding once the teacher is sure.
+    logrest_C = logp_CV.scatter(-1, ids_CK, -torch.inf).logsumexp(-1)
+    return ids_CK, logp_CK, logrest_C
+
+
+def without_rest(signal: Signal) -> Signal:
+    """The kept entries scaled up to one, as the paper does it; biased (Qin et al. 2022, section 4.1)."""
+    return replace(signal, logp_NK=signal.logp_NK.log_softmax(-1), logrest_N=None)

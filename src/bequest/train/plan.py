@@ -1,0 +1,100 @@
+"""What to train, in order: a method is a generator of stages.
+
+`plan()` does no work. Teachers in it are handles that load when first asked, batches are recipes for batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from ..config import Config
+from ..data.batches import Batches
+from ..model.language import LanguageModel
+from ..optim import Policy
+from ..types import Batch, Journal, LossFn, Teacher
+
+Moments = dict[str, Tensor]
+Enter = Callable[[LanguageModel, Moments], tuple[LanguageModel, Moments]]
+Evaluate = Callable[[LanguageModel, Sequence[Batch]], float]
+
+
+def unchanged(model: LanguageModel, moments: Moments) -> tuple[LanguageModel, Moments]:
+    """Enter a stage with the model and the optimiser's moments as they are."""
+    return model, moments
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An evaluation that the plan itself asks for, before step 0 and every `every` steps of a stage; it enters the journal."""
+
+    every: int
+    ask: Callable[[LanguageModel, Journal], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A number of steps on one sequence of batches with one loss."""
+
+    name: str
+    batches: Batches
+    loss: LossFn
+    steps: int
+    enter: Enter = unchanged
+    optimiser: Literal["carry", "fresh"] = "carry"
+    rate: Literal["run"] | Policy = "run"
+    """The run's learning-rate schedule, or one of its own over this stage."""
+    measure: Measure | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run hands to a method."""
+
+    batches: Batches
+    steps: int
+    seed: int
+    teachers: Mapping[str, Teacher]
+    """Predecessors as signals, asked about batches."""
+    models: Mapping[str, Callable[[], LanguageModel]]
+    """The same predecessors as models."""
+    evaluate: Evaluate
+    """Mean loss of a model on held-out batches."""
+    after: Callable[[str], Teacher]
+    """A handle on the model at the end of an earlier stage, as a teacher."""
+
+    @property
+    def teacher(self) -> Teacher:
+        """The predecessor named `teacher`."""
+        return self.teachers["teacher"]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The domains, in the recipe's order."""
+        return self.batches.sources
+
+    def against_teacher(self, share: float, sequences: int = 64) -> tuple[Batches, Measure]:
+        """Batches without some reserved sequences, and a comparison of student and teacher on those, every `share` of the run."""
+        batches, held = self.batches.reserve(sequences)
+
+        def ask(model: LanguageModel, journal: Journal) -> dict[str, float]:
+            found = {"student": self.evaluate(model, held)}
+            if not any("teacher" in entry.values for entry in journal):
+                found["teacher"] = self.evaluate(self.models["teacher"](), held)
+            return found
+
+        return batches, Measure(max(1, round(share * self.steps)), ask)
+
+
+class Method(Config):
+    """Base of all methods: hyper-parameters are its fields, and there is one generator to write."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Names of the teachers that the recipe must give."""
+
+    def plan(self, inputs: Inputs) -> Iterator[Stage]:
+        """The stages, in order."""
+        raise NotImplementedError

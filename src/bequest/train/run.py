@@ -1,0 +1,226 @@
+"""The spine: walk a plan, train its stages. There is no other training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import seed_of
+from ..device import Place
+from ..model.flops import TRAINING, forward_flops
+from ..model.language import LanguageModel
+from ..optim import Optimiser, Policy
+from ..recipe import OptimiserSettings
+from ..types import Batch, Clock, Entry, Loss, LossFn, TrainingError
+from .plan import Moments, Stage
+
+
+@dataclass
+class Ledger:
+    """What the run has cost so far. Seconds are those of training steps: data, teachers and updates, not validation or saving."""
+
+    student_flops: float = 0.0
+    teacher_flops: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class State:
+    """Everything that is needed to go on: the model, its optimiser, and the place in the plan."""
+
+    model: LanguageModel
+    node: int = 0
+    step: int = 0
+    run_step: int = 0
+    tokens: int = 0
+    planned: int = 0
+    """Tokens of the whole run as planned when it began."""
+    journal: list[Entry] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+    moments: Moments = field(default_factory=dict)
+    """Moments to go on with when the next stage begins."""
+    loss_state: dict[str, Tensor] = field(default_factory=dict)
+    optimiser: Optimiser | None = None
+    loss: LossFn | None = None
+
+    def snapshot(self) -> tuple[Moments, dict[str, Tensor]]:
+        """The optimiser's moments and the loss's own state, as of now."""
+        moments = self.optimiser.state() if self.optimiser else self.moments
+        return moments, dict(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else self.loss_state
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the spine runs, whatever the method."""
+
+    place: Place
+    optimiser: OptimiserSettings
+    policy: Policy
+    batch_tokens: int
+    micro_batch: int
+    """Sequences held in memory at once."""
+    clip: float
+    seed: int
+    check_every: int
+    """Steps between looks at whether the loss is finite (looking waits for the device)."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One step lies behind. Numbers stay on the device until `line` is asked for."""
+
+    stage: str
+    run_step: int
+    run_steps: int
+    tokens: int
+    loss: Tensor
+    parts: Mapping[str, Tensor]
+    norm: Tensor
+    lr: float
+    rate: float
+    seconds: float
+
+    @property
+    def last(self) -> bool:
+        """Whether this was the run's last step."""
+        return self.run_step == self.run_steps
+
+    def line(self) -> dict[str, Any]:
+        """The step as a line of the metrics file."""
+        parts = {name: value.item() for name, value in self.parts.items()}
+        return {
+            "step": self.run_step,
+            "stage": self.stage,
+            "tokens": self.tokens,
+            "loss": self.loss.item(),
+            "parts": parts,
+            "lr": self.lr,
+            "rate": self.rate,
+            "norm": self.norm.item(),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True)
+class StageEnded:
+    """A stage has run all its steps; `last` says whether it was the plan's last."""
+
+    stage: str
+    last: bool
+
+
+Observer = Callable[[State, Stepped | StageEnded], None]
+"""Watches. Whatever it does, it changes no bit of training."""
+
+
+class Trained(nn.Module):
+    """Student and loss as one module, so that a wrapper around it sees every parameter used inside its forward."""
+
+    def __init__(self, model: LanguageModel, loss: LossFn) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Batch, clock: Clock) -> Loss:
+        """The loss of one micro-batch."""
+        return self.loss(self.model, batch, clock)
+
+
+def run(stages: Sequence[Stage], state: State, settings: Settings, observers: Sequence[Observer] = ()) -> State:
+    """Train from wherever `state` stands to the end of the plan.
+
+    Raises TrainingError when the loss is no longer finite.
+    """
+    steps = sum(stage.steps for stage in stages)
+    for node in range(state.node, len(stages)):
+        stage = stages[node]
+        trained = _enter(stage, state, settings)
+        unchecked: list[Stepped] = []
+        while state.step < stage.steps:
+            _measure(stage, state)
+            stepped = _advance(stage, trained, state, settings, steps)
+            unchecked.append(stepped)
+            if len(unchecked) >= settings.check_every or state.step == stage.steps:
+                for earlier in unchecked:
+                    require_finite(earlier)
+                unchecked.clear()
+            for observe in observers:
+                observe(state, stepped)
+        last = node + 1 == len(stages)
+        if not last:  # a finished run stays inside its last stage: with more tokens it can go on
+            state.moments, state.loss_state = state.snapshot()[0], {}
+            state.node, state.step, state.optimiser, state.loss = node + 1, 0, None, None
+        for observe in observers:
+            observe(state, StageEnded(stage.name, last))
+    return state
+
+
+def _enter(stage: Stage, state: State, settings: Settings) -> Trained:
+    """Begin a stage, or go on inside it."""
+    if state.step == 0:
+        moments = state.moments if stage.optimiser == "carry" else {}
+        state.model, state.moments = stage.enter(state.model, moments)
+    state.model.to(settings.place.device).train()
+    trained = Trained(state.model, stage.loss).to(settings.place.device)
+    if isinstance(stage.loss, nn.Module) and state.loss_state:
+        stage.loss.load_state_dict(state.loss_state)
+    state.loss = stage.loss
+    state.optimiser = Optimiser(trained, settings.optimiser)
+    state.optimiser.load(state.moments)
+    return trained
+
+
+def _measure(stage: Stage, state: State) -> None:
+    if stage.measure and state.step % stage.measure.every == 0:
+        values = stage.measure.ask(state.model, tuple(state.journal))
+        state.journal.append(Entry(stage.name, state.step, dict(values)))
+
+
+def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, steps: int) -> Stepped:
+    """One optimiser step on one global batch, micro-batch by micro-batch."""
+    started = time.perf_counter()
+    assert state.optimiser is not None
+    clock = Clock(state.step, stage.steps, state.step * settings.batch_tokens, state.run_step, state.tokens, tuple(state.journal))
+    torch.manual_seed(seed_of(settings.seed, state.run_step))  # dropout is a function of the step: nothing to save
+    batch = stage.batches[state.step].to(settings.place.device)
+    losses = list(_backward(trained, batch, clock, settings, state))
+    norm = nn.utils.clip_grad_norm_(state.optimiser.parameters, settings.clip or math.inf)
+    if stage.rate == "run":
+        multiplier = settings.policy(state.tokens, steps * settings.batch_tokens)
+    else:
+        multiplier = stage.rate(clock.tokens, stage.steps * settings.batch_tokens)
+    state.optimiser.step(multiplier)
+    state.step += 1
+    state.run_step += 1
+    state.tokens += batch.tokens_BT.numel()
+    state.ledger.seconds += time.perf_counter() - started
+    names = dict.fromkeys(name for loss in losses for name in loss.parts)
+    parts = {name: torch.stack([loss.parts[name] for loss in losses if name in loss.parts]).sum() for name in names}
+    total = torch.stack([loss.total for loss in losses]).sum()
+    lr = settings.optimiser.lr * multiplier
+    return Stepped(stage.name, state.run_step, steps, state.tokens, total, parts, norm, lr, losses[0].rate, state.ledger.seconds)
+
+
+def _backward(trained: Trained, batch: Batch, clock: Clock, settings: Settings, state: State) -> Iterator[Loss]:
+    for micro in batch.micro(settings.micro_batch):
+        with settings.place.autocast():
+            loss = trained(micro, clock)
+        loss.total.backward()
+        state.ledger.student_flops += TRAINING * forward_flops(state.model, micro)
+        state.ledger.teacher_flops += loss.teacher_flops
+        yield Loss(loss.total.detach(), loss.parts, loss.rate, loss.teacher_flops)
+
+
+def require_finite(stepped: Stepped) -> None:
+    """Raises TrainingError when a step's loss or gradient is not a number, or infinite."""
+    if not torch.isfinite(stepped.loss + stepped.norm):
+        raise TrainingError(
+            f"the loss is no longer finite at step {stepped.run_step} (loss {stepped.loss.item()}, gradient norm {stepped.norm.item()}); "
+            "lower train.optimiser.lr, lengthen the warm-up or look at that step's text"
+        )

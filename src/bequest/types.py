@@ -1,0 +1,197 @@
+"""The nouns that flow between the rooms, and the tree of errors. Imports nothing of ours.
+
+A tensor's name ends in its shape. B sequences, T positions, N selected positions (rows), C a chunk of rows,
+D hidden, V vocabulary, K kept teacher entries. Log-probabilities and losses are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # torch is only needed for the names, and `bequest --help` must not wait for it
+    from torch import Tensor
+
+
+class BequestError(Exception):
+    """Something a user can mend. The message is one sentence: what is wrong and what to do."""
+
+
+class RecipeError(BequestError):
+    """The recipe, or an override of it, cannot be used."""
+
+
+class DataError(BequestError):
+    """Text that cannot be read or is not what the recipe says."""
+
+
+class ModelError(BequestError):
+    """A predecessor, a student or a tokenizer that cannot be used for this run."""
+
+
+class FolderError(BequestError):
+    """A run folder that cannot be written, is in use, or belongs to another recipe."""
+
+
+class TrainingError(BequestError):
+    """Training cannot go on, for example because the loss is no longer finite."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved itself. Not an error."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+@dataclass(frozen=True)
+class Doc:
+    """A document and the domain that it came from."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The positions that are learned from: flat indices into B*T, ascending, and their target tokens."""
+
+    index_N: Tensor
+    target_N: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from. A micro-batch is a slice of it and keeps `rows_total`, the divisor of every mean."""
+
+    tokens_BT: Tensor
+    segments_BT: Tensor
+    """Number of the document inside its sequence; -1 is padding."""
+    rows: Rows
+    rows_total: int
+    sources: tuple[str, ...]
+    keys: tuple[bytes, ...]
+    """Hash of each sequence's tokens and of how they were packed: the same text has the same key in every run."""
+
+    def micro(self, sequences: int) -> Iterator[Batch]:
+        """Slices of at most `sequences` sequences, in order."""
+        length = self.tokens_BT.shape[1]
+        for first in range(0, len(self.keys), sequences):
+            some = slice(first, first + sequences)
+            start, stop = self.rows.index_N.new_tensor([first, first + sequences]) * length
+            index_N, target_N = self.rows.index_N, self.rows.target_N
+            inside = (index_N >= start) & (index_N < stop)
+            rows = Rows(index_N[inside] - start, target_N[inside])
+            yield replace(
+                self,
+                tokens_BT=self.tokens_BT[some],
+                segments_BT=self.segments_BT[some],
+                rows=rows,
+                sources=self.sources[some],
+                keys=self.keys[some],
+            )
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
+        rows = Rows(move(self.rows.index_N), move(self.rows.target_N))
+        return replace(self, tokens_BT=move(self.tokens_BT), segments_BT=move(self.segments_BT), rows=rows)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a predecessor says about some rows, at the temperature it was asked for.
+
+    `ids_NK` are the kept ids, or None when every id is kept, in order. `logrest_N` is the log of the mass of all the
+    ids that are not kept, or None when nothing is left over (all kept, or renormalised).
+    """
+
+    ids_NK: Tensor | None
+    logp_NK: Tensor
+    logrest_N: Tensor | None
+
+    def __getitem__(self, rows: Any) -> Signal:
+        ids_NK = None if self.ids_NK is None else self.ids_NK[rows]
+        logrest_N = None if self.logrest_N is None else self.logrest_N[rows]
+        return Signal(ids_NK, self.logp_NK[rows], logrest_N)
+
+
+class Answer(Protocol):
+    """A predecessor's answer to a batch: the signal of any of its rows (a slice or indices), made when asked for.
+
+    A `Signal` is an answer; so is anything that makes signals late, since N x V numbers are never held at once.
+    """
+
+    def __getitem__(self, rows: Any) -> Signal: ...
+
+
+class Teacher(Protocol):
+    """A predecessor that is asked. It is loaded when first asked and leaves memory when released."""
+
+    def __call__(self, batch: Batch, temperature: float) -> Answer: ...
+
+    def flops(self, batch: Batch) -> float:
+        """Floating-point operations of one answer."""
+        ...
+
+    def release(self) -> None:
+        """Leave memory; asking again loads again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a term sees beside the logits of C rows."""
+
+    target_C: Tensor
+    signal_C: Signal | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One evaluation that the plan itself asked for."""
+
+    stage: str
+    step: int
+    values: Mapping[str, float]
+
+
+Journal = Sequence[Entry]
+"""Append-only, part of the checkpoint; the only thing that may feed back into training."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training is: within the stage, within the run, and what the plan has measured so far."""
+
+    step: int
+    steps: int
+    tokens: int = 0
+    run_step: int = 0
+    run_tokens: int = 0
+    journal: Journal = ()
+
+    @property
+    def done(self) -> float:
+        """Share of the stage that lies behind, 0 to 1."""
+        return self.step / max(1, self.steps)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A step's loss. `total` has the gradient; `parts` are the terms, unweighted; both are means over `rows_total`."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    rate: float = 0.0
+    """The weight of what predecessors say, summed over terms."""
+    teacher_flops: float = 0.0
+
+
+LossFn = Callable[[Any, Batch, Clock], Loss]
+"""`loss(model, batch, clock)`, run inside the wrapped model's forward."""
+
+Term = Callable[["Tensor", Chunk, Clock], "Tensor"]
+"""`term(logits_CV, chunk, clock) -> loss_C`: fp32 in, fp32 out, a pure function."""
