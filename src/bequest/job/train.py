@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .. import config, methods
 from ..device import Place, place
@@ -34,6 +35,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
 
     Raises BequestError for what a user can mend, Stopped when a signal asked the run to stop (it is saved then).
     """
+    logging.disable_progress_bar()  # ours says enough
     method_class = methods.find(recipe.method["name"])
     fields = {key: value for key, value in recipe.method.items() if key != "name"}
     method = config.decode(method_class, fields, f"method {recipe.method['name']}", "method")

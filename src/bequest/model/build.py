@@ -22,12 +22,12 @@ def build(student: Student, vocabulary: Any, positions: int) -> LanguageModel:
         raise ModelError(f"student.vocab {rows} is less than the tokenizer's {vocabulary.size} ids; leave it out or raise it")
     tokenizer = vocabulary.tokenizer
     ids = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": tokenizer.pad_token_id}
-    config = AutoConfig.for_model(student.family, vocab_size=rows, tie_word_embeddings=student.tied, **ids, **_sizes(student, positions))
+    config = AutoConfig.for_model(student.family, vocab_size=rows, tie_word_embeddings=student.tied, **ids, **_sizes(student, positions, tokenizer.pad_token_id or 0))
     auto = AutoModelForMaskedLM if student.family in ("bert", "roberta") else AutoModelForCausalLM
     return LanguageModel(auto.from_config(config))
 
 
-def _sizes(student: Student, positions: int) -> dict[str, Any]:
+def _sizes(student: Student, positions: int, padding: int) -> dict[str, Any]:
     """The family's own names for our sizes, with its usual multiples as defaults."""
     match student.family:
         case "llama" | "qwen3":
@@ -60,7 +60,7 @@ def _sizes(student: Student, positions: int) -> dict[str, Any]:
         "hidden_dropout_prob": student.dropout,
         "attention_probs_dropout_prob": student.dropout,
         # RoBERTa counts positions from the padding id + 1.
-        "max_position_embeddings": positions + (2 if student.family == "roberta" else 0),
+        "max_position_embeddings": positions + (padding + 1 if student.family == "roberta" else 0),
         "type_vocab_size": 1 if student.family == "roberta" else 2,
     }
 
@@ -73,12 +73,10 @@ def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-    from transformers.utils import logging
 
     config = config_of(path, remote_code)
     kinds = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
     _check_kind(path, config, objective)
-    logging.disable_progress_bar()
     try:
         model, report = kinds[objective].from_pretrained(
             path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=remote_code, output_loading_info=True

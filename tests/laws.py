@@ -1,0 +1,211 @@
+"""The laws of the house, as functions that raise AssertionError when broken.
+
+`test_laws.py` holds them over every method; `test_mutations.py` breaks their subjects and expects them to notice.
+"""
+
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from conftest import World, losses, same_bits, weights
+
+from bequest.job import train as jobs
+from bequest.loss import terms
+
+from bequest.loss.project import project
+from bequest.model.language import Head, LanguageModel
+from bequest.report import metrics
+from bequest.teach.live import Live
+from bequest.types import Chunk, Clock, Signal, Stopped
+
+
+
+def same_seed_same_bits(world: World, tmp: Path, method: dict, objective: str, **changes) -> None:
+    world.run(tmp / "a", method, objective, **changes)
+    world.run(tmp / "b", method, objective, **changes)
+    assert same_bits(weights(tmp / "a"), weights(tmp / "b"))
+    assert losses(tmp / "a") == losses(tmp / "b")
+
+
+def stop_and_resume_same_bits(world: World, tmp: Path, method: dict, objective: str, stops: tuple[int, ...], **changes) -> None:
+    world.run(tmp / "whole", method, objective, **changes)
+    for stop in stops:
+        stopped_at(world, tmp / "parts", stop, method, objective, **changes)
+    world.run(tmp / "parts", method, objective, **changes)
+    assert same_bits(weights(tmp / "whole"), weights(tmp / "parts"))
+    assert losses(tmp / "whole") == losses(tmp / "parts")
+
+
+def stopped_at(world: World, out: Path, step: int, method: dict, objective: str, **changes) -> None:
+    """Run until SIGTERM arrives during a step."""
+    original = jobs.Evaluator.__call__
+
+    def watching(self, state, event):
+        original(self, state, event)
+        if state.run_step == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    jobs.Evaluator.__call__ = watching
+    try:
+        world.run(out, method, objective, **changes)
+    except Stopped:
+        return
+    finally:
+        jobs.Evaluator.__call__ = original
+    raise AssertionError("the run did not stop")
+
+
+def weight_zero_equals_plain(world: World, tmp: Path, zero: dict, objective: str) -> None:
+    world.run(tmp / "zero", zero, objective)
+    world.run(tmp / "plain", {"name": "plain"}, objective)
+    assert same_bits(weights(tmp / "zero"), weights(tmp / "plain"))
+
+
+def teacher_unchanged(world: World, tmp: Path, method: dict, objective: str) -> None:
+    """Neither the folder nor the model in memory."""
+    seen: list[Live] = []
+    original = Live.__init__
+
+    def watching(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.release = lambda: None  # keep it in memory to look at it afterwards
+        seen.append(self)
+
+    Live.__init__ = watching
+    try:
+        files = {p: p.read_bytes() for p in Path(world.teacher[objective]).iterdir()}
+        world.run(tmp / "run", method, objective)
+    finally:
+        Live.__init__ = original
+    assert files == {p: p.read_bytes() for p in Path(world.teacher[objective]).iterdir()}
+    for live in seen:
+        fresh = live._load()
+        assert not live.loaded or same_bits(dict(live.model.state_dict()), dict(fresh.state_dict()))
+        assert not any(p.requires_grad or p.grad is not None for p in live.model.parameters())
+
+
+def one_student_forward_per_step(world: World, tmp: Path, method: dict, objective: str) -> None:
+    calls = {"train": 0}
+    original = LanguageModel.features
+
+    def counting(self, batch):
+        calls["train"] += self.training
+        return original(self, batch)
+
+    LanguageModel.features = counting
+    try:
+        world.run(tmp / "run", method, objective)
+    finally:
+        LanguageModel.features = original
+    assert calls["train"] == 1536 // 128
+
+
+def micro_batches_change_nothing(world: World, tmp: Path, method: dict, objective: str) -> None:
+    """First-step loss and gradient norm, equal to fp32 rounding whatever the split."""
+    changes = {"train__tokens": 128, "train__save_every_tokens": 0}
+    found = []
+    for size in (128, 64, 32):
+        world.run(tmp / str(size), method, objective, train__micro_batch_tokens=size, **changes)
+        line = next(metrics.read(tmp / str(size) / "metrics.jsonl"))
+        found.append((line["loss"], line["norm"]))
+    for loss, norm in found[1:]:
+        assert abs(loss - found[0][0]) <= 3e-6 * (1 + abs(found[0][0]))
+        assert abs(norm - found[0][1]) <= 1e-4 * abs(found[0][1])
+
+
+def case(rows: int = 9, vocabulary: int = 37, seed: int = 0, dtype=torch.float64):
+    """Student and teacher logits and targets."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda: 3 * torch.randn(rows, vocabulary, generator=generator, dtype=dtype)
+    return draw(), draw(), torch.randint(vocabulary, (rows,), generator=generator)
+
+
+def kept(teacher_logits: torch.Tensor, keep: int) -> Signal:
+    from bequest.teach.live import likeliest
+
+    dense = Signal(None, teacher_logits.log_softmax(-1), None)
+    return likeliest(dense, keep, len(teacher_logits), teacher_logits.shape[1])
+
+
+def gradient(term, logits: torch.Tensor, signal: Signal | None, target=None) -> tuple[torch.Tensor, torch.Tensor]:
+    leaf = logits.clone().requires_grad_()
+    loss = term(leaf, Chunk(target, signal), Clock(0, 1))
+    return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+
+
+def keeping_all_equals_dense(change=lambda signal: signal) -> None:
+    student, teacher, _ = case()
+    for temperature in (1.0, 2.0):
+        term = terms.divergence(temperature, temperature**2)
+        dense = gradient(term, student, Signal(None, (teacher / temperature).log_softmax(-1), None))
+        all_kept = gradient(term, student, change(kept(teacher / temperature, teacher.shape[1])))
+        assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(dense, all_kept, strict=True))
+
+
+def equal_teacher_gives_no_gradient(change=lambda signal: signal) -> None:
+    student, _, _ = case()
+    for keep in (1, 5, 36):
+        loss, slope = gradient(terms.divergence(1.0, 1.0), student, change(kept(student, keep)))
+        assert loss.abs().max() < 1e-12
+        assert slope.abs().max() < 1e-12
+
+
+def fused_equals_unfused(chunk: int = 16) -> None:
+    """The projection against plain autograd over all logits, in float64, with bias, scale and soft-cap."""
+    from bequest.loss import project as module
+
+    before, module.chunk_rows = module.chunk_rows, lambda vocabulary: 4
+    try:
+        generator = torch.Generator().manual_seed(0)
+        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+        features, weight, bias, teacher = draw(10, 6), draw(37, 6), draw(37), 3 * draw(10, 37)
+        target = torch.randint(37, (10,), generator=generator)
+        signal, term = kept(teacher, 5), terms.divergence(1.0, 1.0)
+        leaves = [t.requires_grad_() for t in (features, weight, bias)]
+        head = Head(weight, bias, 0.7, 5.0)
+        scores = [
+            lambda logits, rows: terms.next_token(logits, Chunk(target[rows], None), Clock(0, 1)),
+            lambda logits, rows: term(logits, Chunk(target[rows], signal[rows]), Clock(0, 1)),
+        ]
+        total, sums = project(features, head, scores, [0.3, 0.7])
+        fused = [total, *torch.autograd.grad(2.0 * total, leaves)]
+        logits = 5.0 * torch.tanh(0.7 * (features @ weight.T + bias) / 5.0)
+        whole = [s(logits, slice(None)).sum() for s in scores]
+        plain = 0.3 * whole[0] + 0.7 * whole[1]
+        unfused = [plain, *torch.autograd.grad(2.0 * plain, leaves)]
+    finally:
+        module.chunk_rows = before
+    assert torch.allclose(sums, torch.stack(whole).detach(), rtol=1e-12)
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(fused, unfused, strict=True))
+
+
+def shifted_teacher_is_worse(world: World, roll: int = 1) -> None:
+    """A trained model's own signal fits its text; moved by one position it must fit worse."""
+    from bequest.data.batches import Batches
+    from bequest.data.objective import Causal
+    from bequest.data.pack import Pack
+    from bequest.data import tokens
+    from conftest import sentences
+    from bequest.types import Doc
+
+    vocabulary = world.vocabulary["causal"]
+    store = tokens.build(world.folder / "shift", "one", lambda: (Doc(t, "one") for t in sentences(9, 20)), vocabulary)
+    batch = Batches((Pack(store, 32, 1),), Causal(), 4, 0)[0]
+    student = world_student(world)
+    live = Live(lambda: student, vocabulary.size, 0, nullcontext)
+    aligned = live(batch, 1.0)[slice(None)].logp_NK
+    rows = torch.arange(len(aligned))
+    nll = lambda logp: -logp[rows, batch.rows.target_N].mean().item()
+    assert nll(aligned) < nll(aligned.roll(roll, 0)) - 0.1
+
+
+def world_student(world: World) -> LanguageModel:
+    """A model that has learned a little of the world's text."""
+    from bequest.model import build
+
+    out = world.folder / "learned"
+    world.run(out, {"name": "plain"}, train__tokens=8192, train__save_every_tokens=0)
+    return build.load(str(out / "checkpoint"), "causal")
+
+

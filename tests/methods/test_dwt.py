@@ -1,0 +1,27 @@
+"""Distillation from weak teachers: a sum, not a mix."""
+
+import pytest
+from conftest import same_bits, weights
+
+from bequest.report import metrics
+
+ZERO = {"name": "dwt", "soft": 0.0, "end": 0.0}
+METHOD = {"name": "dwt"}
+NEEDS_TEACHER = True
+
+
+def test_four_to_one(world, tmp_path):
+    world.run(tmp_path / "run", METHOD)
+    lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert [lines[t]["rate"] for t in (0, 6)] == pytest.approx([4.0, 2.5])
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["parts"]["next_token"] + line["rate"] * line["parts"]["distil"], rel=1e-5)
+
+
+def test_half_and_half_equals_ki(world, tmp_path):
+    """hard 1 - a, soft a is KI's mix at temperature 1."""
+    world.run(tmp_path / "dwt", {"name": "dwt", "hard": 0.5, "soft": 0.5, "end": 0.5})
+    world.run(tmp_path / "ki", {"name": "ki", "shape": "constant", "start": 0.5})
+    ours, theirs = weights(tmp_path / "dwt"), weights(tmp_path / "ki")
+    assert all(abs(ours[k] - theirs[k]).max() < 1e-5 for k in ours)
+    assert not same_bits(ours, {})

@@ -1,0 +1,74 @@
+"""The laws of the house over every method that exists."""
+
+import importlib
+
+import laws
+import pytest
+
+from bequest import methods
+
+NAMES = methods.names()
+MODULES = {name: importlib.import_module(f"methods.test_{name}") for name in NAMES if name in methods._built_in()}
+OBJECTIVES = ("causal", "masked")
+
+
+@pytest.fixture(params=sorted(MODULES))
+def module(request):
+    return MODULES[request.param]
+
+
+def test_every_method_has_its_tests():
+    assert set(methods._built_in()) == set(MODULES)
+    assert all(hasattr(m, "ZERO") and hasattr(m, "METHOD") for m in MODULES.values())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_same_seed_same_bits(world, tmp_path, module, objective):
+    laws.same_seed_same_bits(world, tmp_path, module.METHOD, objective, student__dropout=0.1)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stop_and_resume_same_bits(world, tmp_path, module, objective, precision):
+    changes = {"student__dropout": 0.1, "train__precision": precision, "train__micro_batch_tokens": 64}
+    laws.stop_and_resume_same_bits(world, tmp_path, module.METHOD, objective, (2, 7), **changes)
+
+
+def test_stop_and_resume_with_muon_and_the_journal(world, tmp_path):
+    method = {"name": "ki", "shape": "constant", "start": 0.5, "compare_every": 0.25}
+    laws.stop_and_resume_same_bits(world, tmp_path, method, "causal", (2, 3, 11), train__optimiser__name="muon")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_weight_zero_equals_plain(world, tmp_path, module, objective):
+    laws.weight_zero_equals_plain(world, tmp_path, module.ZERO, objective)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_teacher_unchanged(world, tmp_path, module, objective):
+    laws.teacher_unchanged(world, tmp_path, module.METHOD, objective)
+
+
+def test_one_student_forward_per_step(world, tmp_path, module):
+    laws.one_student_forward_per_step(world, tmp_path, module.METHOD, "causal")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_micro_batches_change_nothing(world, tmp_path, module, objective):
+    laws.micro_batches_change_nothing(world, tmp_path, module.METHOD, objective)
+
+
+def test_keeping_all_equals_dense():
+    laws.keeping_all_equals_dense()
+
+
+def test_equal_teacher_gives_no_gradient():
+    laws.equal_teacher_gives_no_gradient()
+
+
+def test_fused_equals_unfused():
+    laws.fused_equals_unfused()
+
+
+def test_shifted_teacher_is_worse(world):
+    laws.shifted_teacher_is_worse(world)
