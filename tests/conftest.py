@@ -76,6 +76,13 @@ class World:
         self.vocabulary[objective].tokenizer.save_pretrained(path)
         return str(path)
 
+    def weak_teacher(self) -> dict:
+        """A teacher that has learned a very little: a student passes it after a few steps."""
+        out = self.folder / "weak"
+        if not out.exists():
+            self.run(out, {"name": "plain"}, seed=5, train__tokens=256)
+        return {"load": str(out / "checkpoint")}
+
     def raw(self, method: dict, objective: str = "causal", **changes) -> dict:
         raw = {
             "name": "test",
@@ -85,10 +92,21 @@ class World:
                 "sequence": 32,
                 "objective": objective,
             },
-            "student": {"family": "llama" if objective == "causal" else "roberta", "hidden": 16, "layers": 2, "heads": 2},
+            "student": {
+                "family": "llama" if objective == "causal" else "roberta",
+                "hidden": 16,
+                "layers": 2,
+                "heads": 2,
+            },
             "teachers": {"teacher": {"load": self.teacher[objective]}},
             "method": method,
-            "train": {"tokens": 1536, "batch_tokens": 128, "precision": "fp32", "optimiser": {"lr": 0.01}, "save_every_tokens": 512},
+            "train": {
+                "tokens": 1536,
+                "batch_tokens": 128,
+                "precision": "fp32",
+                "optimiser": {"lr": 0.01},
+                "save_every_tokens": 512,
+            },
         }
         for key, value in changes.items():
             at = raw

@@ -12,13 +12,11 @@ from conftest import World, losses, same_bits, weights
 
 from bequest.job import train as jobs
 from bequest.loss import terms
-
 from bequest.loss.project import project
 from bequest.model.language import Head, LanguageModel
 from bequest.report import metrics
 from bequest.teach.live import Live
 from bequest.types import Chunk, Clock, Signal, Stopped
-
 
 
 def same_seed_same_bits(world: World, tmp: Path, method: dict, objective: str, **changes) -> None:
@@ -28,7 +26,9 @@ def same_seed_same_bits(world: World, tmp: Path, method: dict, objective: str, *
     assert losses(tmp / "a") == losses(tmp / "b")
 
 
-def stop_and_resume_same_bits(world: World, tmp: Path, method: dict, objective: str, stops: tuple[int, ...], **changes) -> None:
+def stop_and_resume_same_bits(
+    world: World, tmp: Path, method: dict, objective: str, stops: tuple[int, ...], **changes
+) -> None:
     world.run(tmp / "whole", method, objective, **changes)
     for stop in stops:
         stopped_at(world, tmp / "parts", stop, method, objective, **changes)
@@ -182,11 +182,12 @@ def fused_equals_unfused(chunk: int = 16) -> None:
 
 def shifted_teacher_is_worse(world: World, roll: int = 1) -> None:
     """A trained model's own signal fits its text; moved by one position it must fit worse."""
+    from conftest import sentences
+
+    from bequest.data import tokens
     from bequest.data.batches import Batches
     from bequest.data.objective import Causal
     from bequest.data.pack import Pack
-    from bequest.data import tokens
-    from conftest import sentences
     from bequest.types import Doc
 
     vocabulary = world.vocabulary["causal"]
@@ -207,5 +208,3 @@ def world_student(world: World) -> LanguageModel:
     out = world.folder / "learned"
     world.run(out, {"name": "plain"}, train__tokens=8192, train__save_every_tokens=0)
     return build.load(str(out / "checkpoint"), "causal")
-
-

@@ -37,14 +37,36 @@ def test_the_contract(good):
 
 
 def test_overrides(good):
-    found = recipe.load(good, ("data.sequence=512", "teachers.teacher.keep=32", "data.train.0.source=books", "method.until=0.5", "eval.every_tokens=1000"))
+    found = recipe.load(
+        good,
+        (
+            "data.sequence=512",
+            "teachers.teacher.keep=32",
+            "data.train.0.source=books",
+            "method.until=0.5",
+            "eval.every_tokens=1000",
+        ),
+    )
     assert (found.data.sequence, found.teachers["teacher"].keep, found.data.train[0].source) == (512, 32, "books")
     assert (found.method["until"], found.eval.every_tokens) == (0.5, 1000)
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3e-3", 3e-3), ("1E5", 100_000), ("-2.5", -2.5), ("10_000", 10_000), (".5", 0.5), ("1.5e3", 1500), ("no", "no"), ("on", "on"), ("2020-01-01", "2020-01-01"), ("true", True), ("null", None), ("'3'", "3")],
+    [
+        ("3e-3", 3e-3),
+        ("1E5", 100_000),
+        ("-2.5", -2.5),
+        ("10_000", 10_000),
+        (".5", 0.5),
+        ("1.5e3", 1500),
+        ("no", "no"),
+        ("on", "on"),
+        ("2020-01-01", "2020-01-01"),
+        ("true", True),
+        ("null", None),
+        ("'3'", "3"),
+    ],
 )
 def test_yaml_scalars(text, value):
     found = config.parse(text, "here")

@@ -41,7 +41,12 @@ def test_trained_tokenizer_round_trips_any_text(objective):
 def test_saved_tokenizer_is_the_same(tmp_path, vocabulary):
     vocabulary.tokenizer.save_pretrained(tmp_path)
     again = tokenizer.load(str(tmp_path))
-    assert (again.identity, again.strings, again.begin, again.end) == (vocabulary.identity, vocabulary.strings, vocabulary.begin, vocabulary.end)
+    assert (again.identity, again.strings, again.begin, again.end) == (
+        vocabulary.identity,
+        vocabulary.strings,
+        vocabulary.begin,
+        vocabulary.end,
+    )
     assert again.encode(["the house sees"]) == vocabulary.encode(["the house sees"])
 
 
@@ -55,7 +60,9 @@ def test_tokenizer_faults(tmp_path):
 def test_tokenizer_without_borders_is_refused(tmp_path, vocabulary):
     vocabulary.tokenizer.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if not k.endswith("_token")}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in settings.items() if not k.endswith("_token")})
+    )
     (tmp_path / "special_tokens_map.json").unlink(missing_ok=True)
     with pytest.raises(ModelError, match="no BOS, EOS, CLS or SEP"):
         tokenizer.load(str(tmp_path))
@@ -89,8 +96,8 @@ def test_first_takes_whole_documents(tmp_path, vocabulary):
 
 
 def test_empty_source(tmp_path, vocabulary):
-    with pytest.raises(DataError, match="holds no text"):
-        tokens.build(tmp_path / "empty", "one", lambda: [], vocabulary)
+    with pytest.raises(DataError, match="holds no document"):
+        tokens.build(tmp_path / "empty", "one", list, vocabulary)
 
 
 def test_damaged_store(tmp_path, vocabulary):
@@ -260,5 +267,7 @@ def test_micro_batches_cut_rows_with_their_sequences(tmp_path, vocabulary):
     parts = list(batch.micro(3))
     assert [len(p.keys) for p in parts] == [3, 1]
     assert torch.equal(torch.cat([p.rows.target_N for p in parts]), batch.rows.target_N)
-    assert torch.equal(torch.cat([p.tokens_BT.flatten()[p.rows.index_N] for p in parts]), batch.tokens_BT.flatten()[batch.rows.index_N])
+    assert torch.equal(
+        torch.cat([p.tokens_BT.flatten()[p.rows.index_N] for p in parts]), batch.tokens_BT.flatten()[batch.rows.index_N]
+    )
     assert {p.rows_total for p in parts} == {len(batch.rows.index_N)}

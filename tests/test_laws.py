@@ -36,7 +36,8 @@ def test_stop_and_resume_same_bits(world, tmp_path, module, objective, precision
 
 def test_stop_and_resume_with_muon_and_the_journal(world, tmp_path):
     method = {"name": "ki", "shape": "constant", "start": 0.5, "compare_every": 0.25}
-    laws.stop_and_resume_same_bits(world, tmp_path, method, "causal", (2, 3, 11), train__optimiser__name="muon")
+    changes = {"train__optimiser__name": "muon", "teachers__teacher": world.weak_teacher()}
+    laws.stop_and_resume_same_bits(world, tmp_path, method, "causal", (2, 3, 11), **changes)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -89,7 +89,7 @@ def test_compressed_file_that_breaks_off(tmp_path, suffix):
     packed = gzip.compress(raw) if suffix == "gz" else zstandard.ZstdCompressor().compress(raw)
     path = tmp_path / f"cut.jsonl.{suffix}"
     path.write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(DataError, match="breaks off or is damaged|not JSON"):
+    with pytest.raises(DataError, match=r"breaks off or is damaged|not JSON"):
         read(path)
     path.write_bytes(b"not compressed at all")
     with pytest.raises(DataError, match="breaks off or is damaged"):
@@ -115,3 +115,10 @@ def test_split_by_hash_depends_on_the_text_alone():
     assert 0.25 < share < 0.35
     assert [chosen(t) for t in many] == [source.in_valid(0.3)(t) for t in many]
     assert all(source.in_valid(0.6)(t) for t in many if chosen(t))
+
+
+@pytest.mark.parametrize("line", [b'{"text": "a \\ud800 b"}\n', b'{"text": "a", "n": ' + b"9" * 5000 + b"}\n"])
+def test_json_that_is_no_text(tmp_path, line):
+    (tmp_path / "bad.jsonl").write_bytes(b'{"text": "fine \\u00e9"}\n' + line)
+    with pytest.raises(DataError, match="line 2"):
+        read(tmp_path / "bad.jsonl")

@@ -62,7 +62,7 @@ def parse(text: str, where: str) -> Any:
     import yaml
 
     try:
-        return yaml.load(text, Loader=_loader())  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_loader())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -89,12 +89,20 @@ def _loader() -> Any:
         """YAML 1.2 numbers and booleans, no dates, no repeated keys."""
 
     Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in rules if tag.rsplit(":", 1)[1] not in ("float", "int", "bool", "timestamp")]
+        first: [
+            (tag, pattern)
+            for tag, pattern in rules
+            if tag.rsplit(":", 1)[1] not in ("float", "int", "bool", "timestamp")
+        ]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    number = re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+    number = re.compile(
+        r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    )
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
 
     def construct_number(loader: Any, node: Any) -> int | float:
         text = node.value.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
@@ -109,7 +117,9 @@ def _loader() -> Any:
         for key_node, value_node in node.value:
             key = str(loader.construct_object(key_node, deep=True))
             if key in found:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
             found[key] = loader.construct_object(value_node, deep=True)
         return found
 
@@ -134,7 +144,10 @@ def _assign(target: Any, path: list[str], value: Any, assignment: str) -> None:
         last = step == len(path) - 1
         if isinstance(target, list):
             if not inner.isdigit() or int(inner) >= len(target):
-                raise RecipeError(f"override {assignment!r}: {'.'.join(path[:step])} is a list of {len(target)}; name an element by its number, from 0")
+                raise RecipeError(
+                    f"override {assignment!r}: {'.'.join(path[:step])} is a list of {len(target)}; "
+                    "name an element by its number, from 0"
+                )
             if last:
                 target[int(inner)] = value
             else:

@@ -77,16 +77,25 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FolderError(f"{path.parent} is in use by another process; wait for it or choose another folder with --out") from None
+            raise FolderError(
+                f"{path.parent} is in use by another process; wait for it or choose another folder with --out"
+            ) from None
         yield
+
+
+def disk_errors() -> tuple[type[Exception], ...]:
+    """What a full or forbidden disk raises, in Python and in safetensors."""
+    from safetensors import SafetensorError
+
+    return (OSError, SafetensorError)
 
 
 def disk_fault(error: BaseException) -> str | None:
     """What a full or forbidden disk should be told as, or None for any other error."""
-    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        return f"cannot write {error.filename or 'the run folder'}: {DISK_FAULTS[error.errno]}"
-    # safetensors reports the system's error number in its message only.
-    if type(error).__name__ == "SafetensorError" and (found := re.search(r"os error (\d+)", str(error))):
-        if fault := DISK_FAULTS.get(int(found[1])):
-            return f"cannot write the checkpoint: {fault}"
-    return None
+    if isinstance(error, OSError):
+        number, where = error.errno, error.filename or "a file"
+    else:  # safetensors gives the system's error number in its message only
+        found = re.search(r"os error (\d+)", str(error))
+        number, where = int(found[1]) if found else None, "the checkpoint"
+    fault = DISK_FAULTS.get(number or 0)
+    return f"cannot write {where}: {fault}" if fault else None

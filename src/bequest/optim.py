@@ -24,7 +24,9 @@ class Optimiser:
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         tables = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         matrices = [(n, p) for n, p in named if p.dim() >= 2 and id(p) not in tables]
-        hidden = [(n, p) for n, p in matrices if p.dim() == 2 and not _is_head(module, p)] if settings.name == "muon" else []
+        hidden = (
+            [(n, p) for n, p in matrices if p.dim() == 2 and not _is_head(module, p)] if settings.name == "muon" else []
+        )
         moved = {id(p) for _, p in hidden}
         decayed = [(n, p) for n, p in matrices if id(p) not in moved]
         decaying = {id(p) for _, p in decayed}
@@ -33,12 +35,22 @@ class Optimiser:
         self.parameters = [p for _, p in named]
         self._inner: list[tuple[list[str], torch.optim.Optimizer]] = []
         if hidden:
-            self._add([(hidden, settings.weight_decay)], lambda groups: torch.optim.Muon(
-                groups, lr=settings.lr, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"))
-        self._add([(decayed, settings.weight_decay), (plain, 0.0)], lambda groups: torch.optim.AdamW(
-            groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True))
+            self._add(
+                [(hidden, settings.weight_decay)],
+                lambda groups: torch.optim.Muon(
+                    groups, lr=settings.lr, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"
+                ),
+            )
+        self._add(
+            [(decayed, settings.weight_decay), (plain, 0.0)],
+            lambda groups: torch.optim.AdamW(
+                groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
+            ),
+        )
 
-    def _add(self, parts: list[tuple[list[tuple[str, nn.Parameter]], float]], make: Callable[[Any], torch.optim.Optimizer]) -> None:
+    def _add(
+        self, parts: list[tuple[list[tuple[str, nn.Parameter]], float]], make: Callable[[Any], torch.optim.Optimizer]
+    ) -> None:
         groups = [{"params": [p for _, p in part], "weight_decay": decay} for part, decay in parts if part]
         if groups:
             self._inner.append(([name for part, _ in parts for name, _ in part], make(groups)))
@@ -72,7 +84,7 @@ class Optimiser:
 
 def _is_head(module: nn.Module, parameter: nn.Parameter) -> bool:
     """Whether a matrix is some language model's output (tied ones are embeddings already)."""
-    models = [m for m in module.modules() if hasattr(m, "get_output_embeddings")]
+    models: list[Any] = [m for m in module.modules() if hasattr(m, "get_output_embeddings")]
     return any(getattr(m.get_output_embeddings(), "weight", None) is parameter for m in models)
 
 
@@ -81,13 +93,15 @@ class Policy:
     """The learning rate's course, as a pure function of the tokens behind and the tokens in all."""
 
     settings: ScheduleSettings
+    batch: int
+    """Tokens per step."""
     planned: int
     """Tokens planned when the run (or stage) began: a warm-up given as a share stays as it was when a run is made longer."""
 
     def __call__(self, done: int, total: int) -> float:
         """Multiplier of the peak rate for a step that starts after `done` of `total` tokens."""
         warmup = _tokens(self.settings.warmup, self.planned)
-        rise = (done + 1) / (warmup + 1) if done < warmup else 1.0
+        rise = min(1.0, (done + self.batch) / warmup) if warmup else 1.0
         way = min(1.0, max(0.0, (done - warmup) / max(1.0, total - warmup)))
         match self.settings.name:
             case "constant":

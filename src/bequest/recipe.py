@@ -86,7 +86,8 @@ class Student(Config):
 class TeacherModel(Config):
     """A predecessor and how it is asked."""
 
-    load: str
+    load: str = ""
+    """A folder or a hub id."""
     keep: Count = 0
     """Keep only the K likeliest entries and one bucket for the rest; 0 keeps all."""
     control: Literal["none", "renormalise", "shuffle", "uniform"] = "none"
@@ -212,15 +213,23 @@ def problems(recipe: Recipe) -> list[str]:
     tokenizer = recipe.tokenizer
     if tokenizer and bool(tokenizer.train) == bool(tokenizer.load):
         found.append("tokenizer needs either train or load")
-    if tokenizer is None and not recipe.teachers and not student.load:
+    for name, teacher in recipe.teachers.items():
+        if not teacher.load and teacher.control != "uniform":
+            found.append(f"teachers.{name} needs load, the folder or hub id of a model")
+    if tokenizer is None and not student.load and not any(teacher.load for teacher in recipe.teachers.values()):
         found.append("there is no tokenizer to use; give tokenizer, a teacher or student.load")
     found += _student_problems(student, data.objective)
     if train.batch_tokens % data.sequence:
         found.append(f"train.batch_tokens {train.batch_tokens} must be a multiple of data.sequence {data.sequence}")
     if train.micro_batch_tokens % data.sequence:
-        found.append(f"train.micro_batch_tokens {train.micro_batch_tokens} must be a multiple of data.sequence {data.sequence}")
+        found.append(
+            f"train.micro_batch_tokens {train.micro_batch_tokens} must be a multiple of data.sequence {data.sequence}"
+        )
     if train.tokens < train.batch_tokens:
-        found.append(f"train.tokens {train.tokens} is less than one batch of {train.batch_tokens}; raise it or lower train.batch_tokens")
+        found.append(
+            f"train.tokens {train.tokens} is less than one batch of {train.batch_tokens}; "
+            "raise it or lower train.batch_tokens"
+        )
     if not isinstance(recipe.method.get("name"), str):
         found.append("method needs a name, for example {name: ki}")
     return found
@@ -234,11 +243,15 @@ def _student_problems(student: Student, objective: str) -> list[str]:
     found = []
     families = CAUSAL_FAMILIES if objective == "causal" else MASKED_FAMILIES
     if student.family not in families:
-        found.append(f"student.family {student.family} does not fit data.objective {objective}; it takes {', '.join(families)}")
+        found.append(
+            f"student.family {student.family} does not fit data.objective {objective}; it takes {', '.join(families)}"
+        )
     if student.hidden % student.heads:
         found.append(f"student.hidden {student.hidden} must be a multiple of student.heads {student.heads}")
     elif student.family in ("llama", "qwen3") and student.hidden // student.heads % 2:
-        found.append(f"student.hidden / student.heads is {student.hidden // student.heads}; rotary positions need an even number")
+        found.append(
+            f"student.hidden / student.heads is {student.hidden // student.heads}; rotary positions need an even number"
+        )
     if student.kv_heads and student.heads % student.kv_heads:
         found.append(f"student.heads {student.heads} must be a multiple of student.kv_heads {student.kv_heads}")
     if student.kv_heads and student.family not in ("llama", "qwen3"):

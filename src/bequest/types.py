@@ -95,7 +95,10 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
         rows = Rows(move(self.rows.index_N), move(self.rows.target_N))
         return replace(self, tokens_BT=move(self.tokens_BT), segments_BT=move(self.segments_BT), rows=rows)
 

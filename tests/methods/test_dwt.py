@@ -15,7 +15,9 @@ def test_four_to_one(world, tmp_path):
     lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert [lines[t]["rate"] for t in (0, 6)] == pytest.approx([4.0, 2.5])
     for line in lines:
-        assert line["loss"] == pytest.approx(line["parts"]["next_token"] + line["rate"] * line["parts"]["distil"], rel=1e-5)
+        assert line["loss"] == pytest.approx(
+            line["parts"]["next_token"] + line["rate"] * line["parts"]["distil"], rel=1e-5
+        )
 
 
 def test_half_and_half_equals_ki(world, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,7 +15,10 @@ app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_mark
 
 
 @app.callback(invoke_without_command=True)
-def _root(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
     """Pre-train language models by inheriting from models that exist already."""
     if version:
         typer.echo(__version__)
@@ -27,8 +30,10 @@ def _root(context: typer.Context, version: Annotated[bool, typer.Option("--versi
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file.")],
-    overrides: Annotated[Optional[list[str]], typer.Argument(help="key=value, for example data.sequence=512", metavar="[KEY=VALUE]...")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="The run folder; runs/<name> unless given.")] = None,  # noqa: UP045
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example data.sequence=512", metavar="[KEY=VALUE]...")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/<name> unless given.")] = None,
 ) -> None:
     """Train what RECIPE says. Run it again to go on where it stopped."""
     from .train import command
@@ -38,7 +43,10 @@ def train(
 
 @app.command()
 def demo(
-    text: Annotated[Optional[Path], typer.Option(help="A folder or file of your own text; without it, the source of Python's standard library.")] = None,  # noqa: UP045
+    text: Annotated[
+        Path | None,
+        typer.Option(help="A folder or file of your own text; without it, the source of Python's standard library."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where runs and their recipes go.")] = Path("runs/demo"),
     scale: Annotated[float, typer.Option(help="Share of the full demo's tokens.")] = 1.0,
 ) -> None:
@@ -50,7 +58,7 @@ def demo(
 
 def main() -> None:
     """Run a command. What a user can mend is one sentence and exit code 2; everything else is a traceback and a bug."""
-    from ..files import disk_fault
+    from ..files import disk_errors, disk_fault
 
     try:
         app(standalone_mode=False)
@@ -64,7 +72,7 @@ def main() -> None:
         _leave("stopped; run the same command again to go on", 130)
     except typer.TyperException as error:
         _leave(error.format_message(), 2)
-    except (OSError, RuntimeError) as error:
+    except disk_errors() as error:
         if (fault := disk_fault(error)) is None:
             raise
         _leave(fault, 2)

@@ -34,7 +34,9 @@ def command(text: Path | None, out: Path, scale: float) -> None:
         config.write(raw, path)
         summaries[name] = train(recipes.load(path), out / name)
     table.show(_table(summaries))
-    baseline, inheriting = (table.validations(metrics.read(out / name / "metrics.jsonl")) for name in ("scratch", "inherit"))
+    baseline, inheriting = (
+        table.validations(metrics.read(out / name / "metrics.jsonl")) for name in ("scratch", "inherit")
+    )
     print(table.savings(baseline, inheriting, "text"))
     print(f"Recipes and models are in {out}; the inheriting one is {summaries['inherit']['checkpoint']}")
 
@@ -46,7 +48,9 @@ def _texts(text: Path | None, out: Path) -> list[dict[str, Any]]:
     if not path.exists():
         lines = [json.dumps({"text": code}) for code in _standard_library()]
         if not lines:
-            raise DataError("this Python has no standard library in source form; give a folder of your own text with --text")
+            raise DataError(
+                "this Python has no standard library in source form; give a folder of your own text with --text"
+            )
         replace_text(path, "\n".join(lines) + "\n")
     return [{"path": str(path), "source": "text"}]
 
@@ -73,7 +77,12 @@ def _recipes(texts: list[dict[str, Any]], out: Path, scale: float) -> dict[str, 
             "student": {"family": "llama", **student},
             **more,
             "method": method,
-            "train": {"tokens": steps * batch, "batch_tokens": batch, "optimiser": {"name": "muon", "lr": 1e-2}, "schedule": {"name": "wsd", "warmup": 0.05}},
+            "train": {
+                "tokens": steps * batch,
+                "batch_tokens": batch,
+                "optimiser": {"name": "muon", "lr": 1e-2},
+                "schedule": {"name": "wsd", "warmup": 0.05},
+            },
             "eval": {"every_tokens": max(1, steps // 12) * batch, "tokens": 60_000},
         }
 
@@ -82,7 +91,7 @@ def _recipes(texts: list[dict[str, Any]], out: Path, scale: float) -> dict[str, 
     return {
         "predecessor": recipe("predecessor", small, {"name": "plain"}, 1_200_000, tokenizer={"train": {"vocab": 1024}}),
         "scratch": recipe("scratch", large, {"name": "plain"}, 400_000, tokenizer={"load": teacher["teacher"]}),
-        "inherit": recipe("inherit", large, {"name": "ki", "until": 0.6}, 400_000, teachers=teacher),
+        "inherit": recipe("inherit", large, {"name": "ki", "shape": "wsd", "until": 1.0}, 400_000, teachers=teacher),
     }
 
 

@@ -15,7 +15,10 @@ def command(path: Path, overrides: tuple[str, ...], out: Path | None) -> None:
     folder = out or Path("runs") / recipe.name
     summary = train(recipe, folder)
     if summary.get("was_finished"):
-        print(f"{folder} is finished already; give it more train.tokens (if its schedule allows) or another --out to train again")
+        print(
+            f"{folder} is finished already; "
+            "give it more train.tokens (if its schedule allows) or another --out to train again"
+        )
     table.show(table.of_run(summary))
     print(table.cost(summary))
     print(f"the model: {summary['checkpoint']}")

@@ -143,7 +143,9 @@ class Batches:
             example = self.objective(*pack.window(inside), draw)
             examples.append(example)
             sources.append(pack.store.source)
-            keys.append(hashlib.blake2b(example[0].tobytes() + example[1].tobytes() + pack.policy, digest_size=16).digest())
+            keys.append(
+                hashlib.blake2b(example[0].tobytes() + example[1].tobytes() + pack.policy, digest_size=16).digest()
+            )
         return _collate(examples, tuple(sources), tuple(keys))
 
 
@@ -152,4 +154,11 @@ def _collate(examples: list[tuple[Ints, Ints, Ints, Ints]], sources: tuple[str, 
     length = len(tokens[0])
     index_N = np.concatenate([p + number * length for number, p in enumerate(positions)])
     rows = Rows(torch.from_numpy(index_N), torch.from_numpy(np.concatenate(targets)))
-    return Batch(torch.from_numpy(np.stack(tokens)), torch.from_numpy(np.stack(segments)), rows, max(1, len(index_N)), sources, keys)
+    return Batch(
+        torch.from_numpy(np.stack(tokens)),
+        torch.from_numpy(np.stack(segments)),
+        rows,
+        max(1, len(index_N)),
+        sources,
+        keys,
+    )

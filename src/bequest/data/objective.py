@@ -21,7 +21,10 @@ Example = tuple[Ints, Ints, Ints, Ints]
 class Objective(Protocol):
     """Turns a window into an example; `draw` seeds whatever is random in it."""
 
-    overlap: int
+    @property
+    def overlap(self) -> int:
+        """Tokens that a window shares with the next one."""
+        ...
 
     def __call__(self, tokens: Ints, segments: Ints, draw: tuple[int, ...]) -> Example: ...
 
@@ -62,5 +65,3 @@ class Masked:
     @cached_property
     def _ordinary(self) -> Ints:
         return np.setdiff1d(np.arange(self.vocabulary.size), self.vocabulary.special)
-
-

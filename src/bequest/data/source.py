@@ -45,7 +45,10 @@ def files(text: Text) -> list[Path]:
     else:
         found = [path] if path.exists() else []
     if not found:
-        raise DataError(f"no text at {text.path}; give a file, a folder with {', '.join(FORMATS)} files (also .gz, .zst), or a glob that matches some")
+        raise DataError(
+            f"no text at {text.path}; "
+            f"give a file, a folder with {', '.join(FORMATS)} files (also .gz, .zst), or a glob that matches some"
+        )
     return found
 
 
@@ -66,7 +69,7 @@ def in_valid(fraction: float) -> Callable[[str], bool]:
     """Whether a document belongs to the validation share; a function of its text alone."""
 
     def chosen(text: str) -> bool:
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") / 2**64 < fraction
 
     return chosen
@@ -111,9 +114,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, 1):
                 yield number, line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} line {number}: not UTF-8 text (byte {error.start}); convert the file to UTF-8") from None
+        raise DataError(
+            f"{path} line {number}: not UTF-8 text (byte {error.start}); convert the file to UTF-8"
+        ) from None
     except _damage(path) as error:
-        raise DataError(f"{path}: the compressed file breaks off or is damaged after line {number} ({error}); fetch it again") from None
+        raise DataError(
+            f"{path}: the compressed file breaks off or is damaged after line {number} ({error}); fetch it again"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}; check the path and that it can be read") from None
 
@@ -133,11 +140,25 @@ def _from_jsonl(path: Path, field: str) -> Iterator[str]:
             continue
         try:
             found = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            raise DataError(f"{path} line {number}: not JSON; every line must be an object such as {{\"{field}\": \"...\"}}") from None
+        except (ValueError, RecursionError):  # ValueError: not JSON, or a number of thousands of digits
+            raise DataError(
+                f'{path} line {number}: not JSON; every line must be an object such as {{"{field}": "..."}}'
+            ) from None
         if not isinstance(found, dict) or not isinstance(found.get(field), str):
-            keys = f"its keys are {', '.join(map(str, found))}" if isinstance(found, dict) and found else "it is not an object with keys"
-            raise DataError(f"{path} line {number}: no text under the key {field!r} ({keys}); name the right key with field:")
+            keys = (
+                f"its keys are {', '.join(map(str, found))}"
+                if isinstance(found, dict) and found
+                else "it is not an object with keys"
+            )
+            raise DataError(
+                f"{path} line {number}: no text under the key {field!r} ({keys}); name the right key with field:"
+            )
+        try:
+            found[field].encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{path} line {number}: half a surrogate pair is not text; mend or drop that line"
+            ) from None
         yield found[field]
 
 
@@ -174,8 +195,13 @@ def _column(load: Callable[[], Any], field: str, where: str) -> Iterator[str]:
     try:
         for number, row in enumerate(load(), 1):
             if not isinstance(row.get(field), str):
-                raise DataError(f"{where} row {number}: no text in the column {field!r} (there are {', '.join(row)}); name the right one with field:")
+                raise DataError(
+                    f"{where} row {number}: no text in the column {field!r} (there are {', '.join(row)}); "
+                    "name the right one with field:"
+                )
             yield row[field]
     except (DatasetGenerationError, DatasetNotFoundError, OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{where}: cannot be read after row {number} ({first}); check the name, the split and the file") from None
+        raise DataError(
+            f"{where}: cannot be read after row {number} ({first}); check the name, the split and the file"
+        ) from None

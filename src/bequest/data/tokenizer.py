@@ -14,7 +14,14 @@ from typing import Any
 from ..types import Doc, ModelError, RecipeError
 
 CAUSAL_SPECIALS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|padding|>"}
-MASKED_SPECIALS = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "mask_token": "<mask>", "bos_token": "<s>", "eos_token": "</s>"}
+MASKED_SPECIALS = {
+    "cls_token": "<s>",
+    "pad_token": "<pad>",
+    "sep_token": "</s>",
+    "mask_token": "<mask>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,13 @@ def load(path: str) -> Vocabulary:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ModelError(f"cannot load a tokenizer from {path} ({_first(error)}); give a folder that holds tokenizer.json") from None
+        raise ModelError(
+            f"cannot load a tokenizer from {path} ({_first(error)}); give a folder that holds tokenizer.json"
+        ) from None
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"the tokenizer in {path} has no tokenizer.json; convert it with transformers' fast tokenizers first")
+        raise ModelError(
+            f"the tokenizer in {path} has no tokenizer.json; convert it with transformers' fast tokenizers first"
+        )
     return vocabulary(tokenizer, path)
 
 
@@ -77,7 +88,10 @@ def vocabulary(tokenizer: Any, where: str) -> Vocabulary:
     begin = _first_id(tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     end = _first_id(tokenizer.sep_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
     if begin is None or end is None:
-        raise ModelError(f"the tokenizer in {where} has no BOS, EOS, CLS or SEP token to mark a document's border; add an eos_token to it")
+        raise ModelError(
+            f"the tokenizer in {where} has no BOS, EOS, CLS or SEP token to mark a document's border; "
+            "add an eos_token to it"
+        )
     return Vocabulary(tokenizer, begin, end, tokenizer.mask_token_id)
 
 
@@ -100,12 +114,17 @@ def train(streams: Iterable[Iterable[Doc]], vocab: int, sample_bytes: int, objec
     specials = CAUSAL_SPECIALS if objective == "causal" else MASKED_SPECIALS
     unique = list(dict.fromkeys(specials.values()))
     if vocab < 256 + len(unique):
-        raise RecipeError(f"tokenizer.train.vocab {vocab} is too small; byte-level BPE needs at least {256 + len(unique)}")
+        raise RecipeError(
+            f"tokenizer.train.vocab {vocab} is too small; byte-level BPE needs at least {256 + len(unique)}"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=unique, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab,
+        special_tokens=unique,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(chain.from_iterable(_sample(s, sample_bytes) for s in streams), trainer)
     if objective == "masked":
@@ -113,14 +132,16 @@ def train(streams: Iterable[Iterable[Doc]], vocab: int, sample_bytes: int, objec
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", begin), ("</s>", end)]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **specials)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **specials
+    )
 
 
 def _sample(docs: Iterable[Doc], limit: int) -> Iterator[str]:
     read = 0
     for doc in docs:
         yield doc.text
-        read += len(doc.text.encode("utf-8", "surrogatepass"))
+        read += len(doc.text.encode())
         if read >= limit:
             return
 

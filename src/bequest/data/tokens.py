@@ -54,10 +54,22 @@ class TokenStore:
         """Whole documents from the start, the fewest that hold `tokens` tokens (all, if there are not so many)."""
         documents = min(int(np.searchsorted(self.ends, tokens)) + 1, len(self.ends))
         digest = f"{self.digest}:{documents}" if documents < len(self.ends) else self.digest
-        return TokenStore(self.source, self.tokens[: self.ends[documents - 1]], self.ends[:documents], self.text_bytes[:documents], digest)
+        return TokenStore(
+            self.source,
+            self.tokens[: self.ends[documents - 1]],
+            self.ends[:documents],
+            self.text_bytes[:documents],
+            digest,
+        )
 
 
-def build(folder: Path, source: str, docs: Callable[[], Iterable[Doc]], vocabulary: Vocabulary, progress: Progress | None = None) -> TokenStore:
+def build(
+    folder: Path,
+    source: str,
+    docs: Callable[[], Iterable[Doc]],
+    vocabulary: Vocabulary,
+    progress: Progress | None = None,
+) -> TokenStore:
     """The store in `folder`, written first where it is missing or unfinished.
 
     Raises DataError when the source holds no document.
@@ -68,7 +80,9 @@ def build(folder: Path, source: str, docs: Callable[[], Iterable[Doc]], vocabula
         if not done.complete:
             done = _write(folder, done, docs(), vocabulary, progress)
     if not done.documents:
-        raise DataError(f"the source {source!r} holds no text; every document in it is empty")
+        raise DataError(
+            f"the source {source!r} holds no document with text in it; check its path, its field and the split"
+        )
     return _open(folder, source, done)
 
 
@@ -81,11 +95,19 @@ def _done(folder: Path) -> _Done:
 
 def _open(folder: Path, source: str, done: _Done) -> TokenStore:
     dtype: Any = np.uint16 if done.width == 2 else np.uint32
-    for name, width, count in (("tokens", done.width, done.tokens), ("ends", 8, done.documents), ("bytes", 8, done.documents)):
+    for name, width, count in (
+        ("tokens", done.width, done.tokens),
+        ("ends", 8, done.documents),
+        ("bytes", 8, done.documents),
+    ):
         if (folder / name).stat().st_size != width * count:
-            raise DataError(f"the token store {folder} is damaged ({name} has the wrong size); delete that folder and run again")
+            raise DataError(
+                f"the token store {folder} is damaged ({name} has the wrong size); delete that folder and run again"
+            )
     ends = np.memmap(folder / "ends", np.int64, "r")
-    return TokenStore(source, np.memmap(folder / "tokens", dtype, "r"), ends, np.memmap(folder / "bytes", np.int64, "r"), done.digest)
+    return TokenStore(
+        source, np.memmap(folder / "tokens", dtype, "r"), ends, np.memmap(folder / "bytes", np.int64, "r"), done.digest
+    )
 
 
 def _write(folder: Path, done: _Done, docs: Iterable[Doc], vocabulary: Vocabulary, progress: Progress | None) -> _Done:
@@ -94,13 +116,19 @@ def _write(folder: Path, done: _Done, docs: Iterable[Doc], vocabulary: Vocabular
         # Whatever a killed run wrote after its last recorded piece is cut off.
         tokens, ends, sizes = (
             _reopen(stack, folder / name, length)
-            for name, length in (("tokens", done.tokens * width), ("ends", done.documents * 8), ("bytes", done.documents * 8))
+            for name, length in (
+                ("tokens", done.tokens * width),
+                ("ends", done.documents * 8),
+                ("bytes", done.documents * 8),
+            )
         )
         for piece in _pieces(_skip(docs, done.documents, progress)):
             ids = vocabulary.encode([d.text for d in piece])
-            documents = [np.array([vocabulary.begin, *i, vocabulary.end], np.uint16 if width == 2 else np.uint32) for i in ids]
+            documents = [
+                np.array([vocabulary.begin, *i, vocabulary.end], np.uint16 if width == 2 else np.uint32) for i in ids
+            ]
             lengths = np.array([len(d) for d in documents], np.int64)
-            bytes_each = np.array([len(d.text.encode("utf-8", "surrogatepass")) for d in piece], np.int64)
+            bytes_each = np.array([len(d.text.encode()) for d in piece], np.int64)
             payload = np.concatenate(documents).tobytes()
             tokens.write(payload)
             ends.write((done.tokens + np.cumsum(lengths)).tobytes())
@@ -110,7 +138,11 @@ def _write(folder: Path, done: _Done, docs: Iterable[Doc], vocabulary: Vocabular
                 os.fsync(file.fileno())
             digest = hashlib.blake2b(done.digest.encode() + payload + lengths.tobytes(), digest_size=16).hexdigest()
             done = _Done(
-                done.documents + len(piece), done.tokens + int(lengths.sum()), done.text_bytes + int(bytes_each.sum()), digest, width=width
+                done.documents + len(piece),
+                done.tokens + int(lengths.sum()),
+                done.text_bytes + int(bytes_each.sum()),
+                digest,
+                width=width,
             )
             replace_text(folder / "progress.json", json.dumps(asdict(done)))
             if progress:

@@ -11,14 +11,17 @@ from ..train.plan import Stage
 from ..types import Clock, FolderError
 
 
-def refuse_if_different(old: Sequence[Stage], new: Sequence[Stage], policy: Policy, batch_tokens: int, steps_done: int) -> None:
+def refuse_if_different(
+    old: Sequence[Stage], new: Sequence[Stage], policy: Policy, batch_tokens: int, steps_done: int
+) -> None:
     """Raises FolderError that says what the longer plan would have changed, and at which step."""
     pairs = zip(_course(old, policy, batch_tokens), _course(new, policy, batch_tokens), strict=False)
     for step, (before, now) in enumerate(islice(pairs, steps_done)):
         for what, value in before.items():
             if value != now[what]:
                 raise FolderError(
-                    f"this run cannot be made longer: with more tokens {what} at step {step} would have been {now[what]} instead of {value}; "
+                    f"this run cannot be made longer: with more tokens {what} at step {step} "
+                    f"would have been {now[what]} instead of {value}; "
                     "start a new run with --out (a constant schedule, or wsd before its decay, can be made longer)"
                 )
 

@@ -1,11 +1,11 @@
 """The run folder: who may use it, which recipe it belongs to, what is in it.
 
-    recipe.yaml      the resolved recipe, every default spelled out
-    metrics.jsonl    one object per logged step and validation
-    summary.json     written once, at the end
-    checkpoint/      the result, an ordinary Hugging Face folder
-    checkpoints/     what a resumed run goes on from
-    stages/          the models between stages, for plans that have several
+recipe.yaml      the resolved recipe, every default spelled out
+metrics.jsonl    one object per logged step and validation
+summary.json     written once, at the end
+checkpoint/      the result, an ordinary Hugging Face folder
+checkpoints/     what a resumed run goes on from
+stages/          the models between stages, for plans that have several
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ from ..types import FolderError
 def opened(folder: Path) -> Iterator[None]:
     """Hold the folder for this process.
 
-    Raises FolderError when another process holds it.
+    Raises FolderError when it cannot be written or another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise FolderError(
+            f"cannot use {folder} as a run folder ({error.strerror}); choose another with --out"
+        ) from None
     with locked(folder / ".lock", wait=False):
         yield
 
@@ -45,7 +51,10 @@ def refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> No
     for key, (before, now) in changed.items():
         if not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE):
             more = f" and {len(changed) - 1} more keys" if len(changed) > 1 else ""
-            raise FolderError(f"{folder} belongs to another recipe: {key} was {before!r} and is {now!r}{more}; choose another folder with --out")
+            raise FolderError(
+                f"{folder} belongs to another recipe: {key} was {before!r} and is {now!r}{more}; "
+                "choose another folder with --out"
+            )
     if new["train"]["tokens"] < old["train"]["tokens"]:
         raise FolderError(f"{folder} was planned for {old['train']['tokens']} tokens; train.tokens can only be raised")
 

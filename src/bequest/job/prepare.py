@@ -24,7 +24,7 @@ from ..eval.held_out import HeldOut, mean_loss
 from ..files import locked, new_folder
 from ..model import build
 from ..model.language import LanguageModel
-from ..recipe import Recipe, TeacherModel, Text
+from ..recipe import Recipe, Student, TeacherModel, Text
 from ..report.progress import Reading
 from ..teach.controls import CONTROLS
 from ..teach.live import Live
@@ -54,21 +54,28 @@ def prepare(recipe: Recipe) -> Prepared:
 
     Raises BequestError with the first thing that does not.
     """
+    models: dict[str, TeacherModel | Student] = {
+        f"the teacher {name}": spec for name, spec in recipe.teachers.items() if spec.control != "uniform"
+    }
+    if recipe.student.load:
+        models["the student"] = recipe.student
+    configs = {what: build.config_of(spec.load, spec.remote_code) for what, spec in models.items()}
     vocabulary = find_tokenizer(recipe)
     objective = find_objective(recipe, vocabulary)
-    for name, spec in recipe.teachers.items():
-        if spec.control != "uniform":
-            check_model(f"the teacher {name}", spec.load, recipe, vocabulary, spec.remote_code)
-    if recipe.student.load:
-        check_model("the student", recipe.student.load, recipe, vocabulary, recipe.student.remote_code)
+    for what, spec in models.items():
+        check_model(what, spec.load, configs[what], recipe.data.sequence, vocabulary)
     size = recipe.train.batch_tokens // recipe.data.sequence
     packs = _packs(recipe, vocabulary, objective, "train")
     batches = Batches(packs, objective, size, recipe.seed)
     if batches.count < 2:
-        raise DataError(f"the training text fills {batches.count} sequence of {recipe.data.sequence} tokens; give more text or lower data.sequence")
+        raise DataError(
+            f"the training text fills {batches.count} sequence of {recipe.data.sequence} tokens; "
+            "give more text or lower data.sequence"
+        )
     validation = _packs(recipe, vocabulary, objective, "valid")
     held_out = {
-        pack.store.source: HeldOut(Batches((pack,), objective, size, 0, ordered=True), int(pack.store.text_bytes[-1])) for pack in validation
+        pack.store.source: HeldOut(Batches((pack,), objective, size, 0, ordered=True), int(pack.store.text_bytes[-1]))
+        for pack in validation
     }
     identity = {
         "training text": [p.store.digest for p in packs],
@@ -82,19 +89,25 @@ def find_tokenizer(recipe: Recipe) -> Vocabulary:
     """The recipe's tokenizer: trained (once), loaded, or the teacher's, or the loaded student's."""
     wanted = recipe.tokenizer
     if wanted and wanted.train:
-        key = {"texts": [source.identity(t) for t in recipe.data.train], "train": wanted.train.vocab, "objective": recipe.data.objective}
+        key = {
+            "texts": [source.identity(t) for t in recipe.data.train],
+            "train": wanted.train.vocab,
+            "objective": recipe.data.objective,
+        }
         key |= {"sample": wanted.train.sample_mb, "valid_fraction": recipe.data.valid_fraction}
         folder = cache() / "tokenizers" / fingerprint(key)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock"), wait=True):
             if not folder.exists():
                 streams = [_documents([t], recipe, "train") for t in recipe.data.train]
-                trained = tokenizer.train(streams, wanted.train.vocab, wanted.train.sample_mb << 20, recipe.data.objective)
+                trained = tokenizer.train(
+                    streams, wanted.train.vocab, wanted.train.sample_mb << 20, recipe.data.objective
+                )
                 with new_folder(folder) as temporary:
                     trained.save_pretrained(temporary)
         return tokenizer.load(str(folder))
-    models = [spec.load for spec in recipe.teachers.values() if spec.load]
-    return tokenizer.load(wanted.load if wanted else [*models, recipe.student.load][0])
+    models = [*(spec.load for spec in recipe.teachers.values()), recipe.student.load]
+    return tokenizer.load(wanted.load if wanted else next(filter(None, models)))
 
 
 def find_objective(recipe: Recipe, vocabulary: Vocabulary) -> Objective:
@@ -102,24 +115,29 @@ def find_objective(recipe: Recipe, vocabulary: Vocabulary) -> Objective:
     if recipe.data.objective == "causal":
         return Causal()
     if vocabulary.mask is None:
-        raise ModelError("the tokenizer has no mask token, which data.objective masked needs; choose another tokenizer or objective causal")
+        raise ModelError(
+            "the tokenizer has no mask token, which data.objective masked needs; "
+            "choose another tokenizer or objective causal"
+        )
     return Masked(vocabulary, recipe.data.mask_rate)
 
 
-def check_model(what: str, path: str, recipe: Recipe, vocabulary: Vocabulary, remote_code: bool) -> None:
+def check_model(what: str, path: str, config: Any, sequence: int, vocabulary: Vocabulary) -> None:
     """Whether a model can read this run's tokens: context, vocabulary size, and the same string for every id.
 
     Raises ModelError. Reads configuration and tokenizer only, no weights.
     """
-    config = build.config_of(path, remote_code)
-    if build.positions_of(config) < recipe.data.sequence:
-        raise ModelError(f"{what} ({path}) takes at most {build.positions_of(config)} positions; lower data.sequence from {recipe.data.sequence}")
+    if build.positions_of(config) < sequence:
+        raise ModelError(
+            f"{what} ({path}) takes at most {build.positions_of(config)} positions; lower data.sequence from {sequence}"
+        )
     rows = config.get_text_config().vocab_size
     own = tokenizer.load(path)
     if own.strings != vocabulary.strings or rows < vocabulary.size:
         raise ModelError(
             f"{what} ({path}) has another vocabulary: {own.size} ids in a model of {rows} rows, tokenizer {own.strings}, "
-            f"against {vocabulary.size} ids, tokenizer {vocabulary.strings}; use its tokenizer (tokenizer: {{load: {path}}}) or another model"
+            f"against {vocabulary.size} ids, tokenizer {vocabulary.strings}; "
+            f"use its tokenizer (tokenizer: {{load: {path}}}) or another model"
         )
 
 
@@ -179,7 +197,9 @@ def inputs(recipe: Recipe, method: Method, prepared: Prepared, place: Place, run
         if name not in recipe.teachers:
             raise RecipeError(f"method {recipe.method['name']} needs a teacher; add teachers: {{{name}: PATH}}")
     live = {name: _live(spec, recipe, prepared.vocabulary, place) for name, spec in recipe.teachers.items()}
-    teachers: dict[str, Teacher] = {n: CONTROLS[recipe.teachers[n].control](t, prepared.vocabulary.size) for n, t in live.items()}
+    teachers: dict[str, Teacher] = {
+        n: CONTROLS[recipe.teachers[n].control](t, prepared.vocabulary.size) for n, t in live.items()
+    }
     return Inputs(
         batches=prepared.batches,
         steps=recipe.train.tokens // recipe.train.batch_tokens,
@@ -196,5 +216,3 @@ def _live(spec: TeacherModel, recipe: Recipe, vocabulary: Vocabulary, place: Pla
         return build.load(spec.load, recipe.data.objective, spec.remote_code).to(place.device)
 
     return Live(load, vocabulary.size, spec.keep, place.autocast)
-
-

@@ -35,7 +35,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
 
     Raises BequestError for what a user can mend, Stopped when a signal asked the run to stop (it is saved then).
     """
-    logging.disable_progress_bar()  # ours says enough
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours says enough
     method_class = methods.find(recipe.method["name"])
     fields = {key: value for key, value in recipe.method.items() if key != "name"}
     method = config.decode(method_class, fields, f"method {recipe.method['name']}", "method")
@@ -50,14 +50,16 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
         return _train(recipe, method, resolved, old, out)
 
 
-def _train(recipe: Recipe, method: Method, resolved: dict[str, Any], old: dict[str, Any] | None, out: Path) -> dict[str, Any]:
+def _train(
+    recipe: Recipe, method: Method, resolved: dict[str, Any], old: dict[str, Any] | None, out: Path
+) -> dict[str, Any]:
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     where = place(recipe.train.device, recipe.train.precision)
     prepared = prepare(recipe)
     stages = tuple(method.plan(inputs(recipe, method, prepared, where, out)))
     state = _state(recipe, prepared, out)
-    policy = Policy(recipe.train.schedule, state.planned)
+    policy = Policy(recipe.train.schedule, recipe.train.batch_tokens, state.planned)
     if old and old["train"]["tokens"] != recipe.train.tokens:
         shorter = config.decode(Recipe, {**resolved, "train": old["train"]}, str(out / "recipe.yaml"))
         before = tuple(method.plan(inputs(shorter, method, prepared, where, out)))
@@ -65,10 +67,8 @@ def _train(recipe: Recipe, method: Method, resolved: dict[str, Any], old: dict[s
     folder.record(out, resolved)
     (out / "summary.json").unlink(missing_ok=True)
     settings = _settings(recipe, where, policy)
-    if recipe.train.compile:
-        state.model.model.base_model.compile(dynamic=False)
-    _run(recipe, prepared, stages, state, settings, out)
-    return _finish(recipe, prepared, state, where, out)
+    evaluator = _run(recipe, prepared, stages, state, settings, out)
+    return _finish(recipe, prepared, state, evaluator, out)
 
 
 def _state(recipe: Recipe, prepared: Prepared, out: Path) -> State:
@@ -82,10 +82,22 @@ def _state(recipe: Recipe, prepared: Prepared, out: Path) -> State:
 def _settings(recipe: Recipe, where: Place, policy: Policy) -> Settings:
     train = recipe.train
     micro = (train.micro_batch_tokens or train.batch_tokens) // recipe.data.sequence
-    return Settings(where, train.optimiser, policy, train.batch_tokens, micro, train.clip, recipe.seed, train.log_every_steps)
+    return Settings(
+        place=where,
+        optimiser=train.optimiser,
+        policy=policy,
+        batch_tokens=train.batch_tokens,
+        micro_batch=micro,
+        clip=train.clip,
+        seed=recipe.seed,
+        check_every=train.log_every_steps,
+        compile=train.compile,
+    )
 
 
-def _run(recipe: Recipe, prepared: Prepared, stages: Sequence[Stage], state: State, settings: Settings, out: Path) -> None:
+def _run(
+    recipe: Recipe, prepared: Prepared, stages: Sequence[Stage], state: State, settings: Settings, out: Path
+) -> Evaluator:
     train = recipe.train
     metrics = Metrics(out / "metrics.jsonl", train.log_every_steps, state.run_step)
     saver = checkpoint.Saver(out, prepared.vocabulary.tokenizer, prepared.identity, train.save_every_tokens, train.keep)
@@ -97,6 +109,7 @@ def _run(recipe: Recipe, prepared: Prepared, stages: Sequence[Stage], state: Sta
             saved = checkpoint.existing(out)
             good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint before it"
             raise TrainingError(f"{error}; {good}") from None
+    return evaluator
 
 
 @dataclass
@@ -116,9 +129,10 @@ class Evaluator:
         before = event.tokens - event.tokens // event.run_step
         due = self.every_tokens and event.tokens // self.every_tokens > before // self.every_tokens
         if due or event.last:
-            valid = validate(state.model, self.held_out, self.place)
+            self.latest = validate(state.model, self.held_out, self.place)
+            line = {"step": event.run_step, "tokens": event.tokens, "seconds": round(event.seconds, 3)}
             costs = {"student_flops": state.ledger.student_flops, "teacher_flops": state.ledger.teacher_flops}
-            self.metrics.add({"step": event.run_step, "tokens": event.tokens, "seconds": round(event.seconds, 3), **costs, "valid": valid})
+            self.metrics.add({**line, **costs, "valid": self.latest})
 
 
 @contextmanager
@@ -144,7 +158,7 @@ def stopping(saver: checkpoint.Saver, out: Path) -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _finish(recipe: Recipe, prepared: Prepared, state: State, where: Place, out: Path) -> dict[str, Any]:
+def _finish(recipe: Recipe, prepared: Prepared, state: State, evaluator: Evaluator, out: Path) -> dict[str, Any]:
     checkpoint.save_model(state.model, prepared.vocabulary.tokenizer, out / "checkpoint")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ledger = state.ledger
@@ -158,10 +172,9 @@ def _finish(recipe: Recipe, prepared: Prepared, state: State, where: Place, out:
         "wall_s": round(ledger.seconds, 2),
         "tokens_per_s": round(state.tokens / max(1e-9, ledger.seconds), 1),
         "peak_rss_mb": round(peak, 1),
-        "valid": validate(state.model, prepared.held_out, where),
+        # A run that was killed after its last step has nothing left to train, but is not validated yet.
+        "valid": evaluator.latest or validate(state.model, prepared.held_out, evaluator.place),
         "checkpoint": str(out / "checkpoint"),
     }
     folder.finish(out, summary)
     return summary
-
-

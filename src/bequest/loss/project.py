@@ -28,12 +28,17 @@ def chunk_rows(vocabulary: int) -> int:
     return max(16, min(MOST_ROWS, CHUNK_BYTES // (4 * vocabulary)))
 
 
-def project(features_ND: Tensor, head: Head, scores: Sequence[Score], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+def project(
+    features_ND: Tensor, head: Head, scores: Sequence[Score], weights: Sequence[float]
+) -> tuple[Tensor, Tensor]:
     """Weighted sum over all rows and scores, and each score's own sum [S] without gradient; fp32 scalars.
 
     The gradient flows to the features and to the head's weight and bias. It cannot be differentiated twice.
     """
-    total, sums_S = _Project.apply(features_ND, head.weight_VD, head.bias_V, head, tuple(scores), tuple(weights))  # type: ignore[no-untyped-call]
+    tensors: tuple[Tensor | None, ...] = (features_ND, head.weight_VD, head.bias_V)
+    if not torch.is_grad_enabled():  # autograd would still say that parameters want a gradient
+        tensors = tuple(t if t is None else t.detach() for t in tensors)
+    total, sums_S = _Project.apply(*tensors, head, tuple(scores), tuple(weights))  # type: ignore[no-untyped-call]
     return total, sums_S
 
 
@@ -75,13 +80,17 @@ class _Project(torch.autograd.Function):
         return (sums_S * sums_S.new_tensor(weights)).sum(), sums_S
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        found = (None if g is None else (g * upstream).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
+        found = (
+            None if g is None else (g * upstream).to(d) for g, d in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
         return (*found, None, None, None)
 
 
-def _accumulate(gradients: list[Tensor | None], rows: slice, slope_CV: Tensor, chunk_CD: Tensor, weight_VD: Tensor) -> None:
+def _accumulate(
+    gradients: list[Tensor | None], rows: slice, slope_CV: Tensor, chunk_CD: Tensor, weight_VD: Tensor
+) -> None:
     """Add one chunk's part to the gradients of features, weight and bias."""
     features_ND, head_VD, bias_V = gradients
     cast_CV = slope_CV.to(weight_VD.dtype)

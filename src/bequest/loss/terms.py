@@ -34,13 +34,14 @@ def _dense(logits_CV: Tensor, signal: Signal) -> Tensor:
     """The teacher may know fewer ids than the student has rows: what it does not know has no mass."""
     known_CV = logits_CV[:, : signal.logp_NK.shape[1]]
     p_CV = signal.logp_NK.exp()
-    return logits_CV.logsumexp(-1) + (torch.special.xlogy(p_CV, p_CV) - p_CV * known_CV).sum(-1)
+    weighed_CV: Tensor = torch.special.xlogy(p_CV, p_CV) - p_CV * known_CV
+    return logits_CV.logsumexp(-1) + weighed_CV.sum(-1)
 
 
 def _kept(logits_CV: Tensor, signal: Signal, ids_CK: Tensor) -> Tensor:
     kept_CK = logits_CV.gather(-1, ids_CK)
     p_CK = signal.logp_NK.exp()
-    entropy_C = torch.special.xlogy(p_CK, p_CK).sum(-1)
+    entropy_C: Tensor = torch.special.xlogy(p_CK, p_CK).sum(-1)
     if signal.logrest_N is None or ids_CK.shape[1] == logits_CV.shape[1]:
         return p_CK.sum(-1) * logits_CV.logsumexp(-1) + entropy_C - (p_CK * kept_CK).sum(-1)
     # The rest in log space: 1 - sum(kept) would be rounding error once the student is sure of the kept ids.

@@ -29,13 +29,20 @@ def find(name: str) -> type[Method]:
     """
     if name in _built_in():
         module = importlib.import_module(f"{__name__}.{name}")
-        (found,) = (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method) and v.__module__ == module.__name__)
+        (found,) = (
+            v
+            for v in vars(module).values()
+            if isinstance(v, type) and issubclass(v, Method) and v.__module__ == module.__name__
+        )
         return found
     for entry in entry_points(group=GROUP, name=name):
         loaded: type[Method] = entry.load()
         return loaded
     close = difflib.get_close_matches(name, names(), 1)
-    raise RecipeError(f"there is no method {name!r}; " + (f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names())}"))
+    raise RecipeError(
+        f"there is no method {name!r}; "
+        + (f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names())}")
+    )
 
 
 def _built_in() -> list[str]:

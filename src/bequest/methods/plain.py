@@ -12,5 +12,5 @@ class Plain(Method):
     """Cross-entropy on the text, nothing else."""
 
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
-        """One stage."""
+        """Only the text."""
         yield Stage("train", inputs.batches, weighted((1.0, next_token)), inputs.steps)

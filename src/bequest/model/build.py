@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,29 @@ from .language import LanguageModel
 def build(student: Student, vocabulary: Any, positions: int) -> LanguageModel:
     """A student with fresh weights. `vocabulary` gives the ids, `positions` the longest sequence.
 
-    Weights are drawn from torch's global generator: seed it first.
+    Weights are drawn from torch's global generator: seed it first. Their spread is sqrt(2 / 5 hidden) (Nguyen and Salazar
+    2019, "small init"): 0.023 at BERT's width of 768, where transformers' fixed 0.02 comes from, and more in narrow models,
+    which under the fixed one stay at the words' frequencies for thousands of steps (LOG.md).
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     rows = student.vocab or vocabulary.size
     if rows < vocabulary.size:
-        raise ModelError(f"student.vocab {rows} is less than the tokenizer's {vocabulary.size} ids; leave it out or raise it")
+        raise ModelError(
+            f"student.vocab {rows} is less than the tokenizer's {vocabulary.size} ids; leave it out or raise it"
+        )
     tokenizer = vocabulary.tokenizer
     ids = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": tokenizer.pad_token_id}
-    config = AutoConfig.for_model(student.family, vocab_size=rows, tie_word_embeddings=student.tied, **ids, **_sizes(student, positions, tokenizer.pad_token_id or 0))
+    config = AutoConfig.for_model(
+        student.family,
+        vocab_size=rows,
+        tie_word_embeddings=student.tied,
+        initializer_range=math.sqrt(2 / (5 * student.hidden)),
+        **ids,
+        **_sizes(student, positions, tokenizer.pad_token_id or 0),
+    )
     auto = AutoModelForMaskedLM if student.family in ("bert", "roberta") else AutoModelForCausalLM
-    return LanguageModel(auto.from_config(config))
+    return LanguageModel(auto.from_config(config))  # type: ignore[no-untyped-call]
 
 
 def _sizes(student: Student, positions: int, padding: int) -> dict[str, Any]:
@@ -79,12 +91,23 @@ def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
     _check_kind(path, config, objective)
     try:
         model, report = kinds[objective].from_pretrained(
-            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=remote_code, output_loading_info=True
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=remote_code,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load the model {path} ({_first(error)}); give a folder that save_pretrained wrote, with all its files") from None
+        raise ModelError(
+            f"cannot load the model {path} ({_first(error)}); "
+            "give a folder that save_pretrained wrote, with all its files"
+        ) from None
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"the model {path} lacks weights ({missing[0]} and {len(missing) - 1} more); it is not a complete {objective} language model")
+        raise ModelError(
+            f"the model {path} lacks weights ({missing[0]} and {len(missing) - 1} more); "
+            f"it is not a complete {objective} language model"
+        )
     return LanguageModel(model)
 
 
@@ -100,7 +123,10 @@ def config_of(path: str, remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"cannot read a model from {path} ({_first(error)}); give a folder that holds config.json and model.safetensors") from None
+        raise ModelError(
+            f"cannot read a model from {path} ({_first(error)}); "
+            "give a folder that holds config.json and model.safetensors"
+        ) from None
 
 
 def _check_kind(path: str, config: Any, objective: str) -> None:
@@ -108,13 +134,18 @@ def _check_kind(path: str, config: Any, objective: str) -> None:
     saved = (getattr(config, "architectures", None) or [""])[0]
     wrong = {"causal": "MaskedLM", "masked": "CausalLM"}[objective]
     if wrong in saved or (objective == "masked" and saved.endswith("LMHeadModel")):
-        raise ModelError(f"the model {path} is a {saved}, which does not fit data.objective {objective}; choose another model or objective")
+        raise ModelError(
+            f"the model {path} is a {saved}, which does not fit data.objective {objective}; "
+            "choose another model or objective"
+        )
 
 
 def positions_of(config: Any) -> int:
     """The longest sequence that a model can take, or a very large number when nothing limits it."""
     limit = getattr(config, "max_position_embeddings", None) or 1 << 30
-    return int(limit) - (int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0)
+    return int(limit) - (
+        int(config.pad_token_id) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    )
 
 
 def _first(error: BaseException) -> str:

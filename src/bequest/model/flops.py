@@ -32,8 +32,15 @@ def forward_flops(model: LanguageModel, batch: Batch) -> float:
 def matrix_parameters(model: LanguageModel) -> tuple[float, int]:
     """Parameters in matrix products per token of the base model, and per row of the head."""
     config = model.model.config.get_text_config()
-    embeddings = {id(p) for m in model.model.modules() if type(m).__name__.endswith("Embedding") for p in m.parameters(recurse=False)}
-    base = sum(_used(p, config) for p in model.model.base_model.parameters() if p.dim() >= 2 and id(p) not in embeddings)
+    embeddings = {
+        id(p)
+        for m in model.model.modules()
+        if type(m).__name__.endswith("Embedding")
+        for p in m.parameters(recurse=False)
+    }
+    base = sum(
+        _used(p, config) for p in model.model.base_model.parameters() if p.dim() >= 2 and id(p) not in embeddings
+    )
     inside = {id(p) for p in model.model.base_model.parameters()}
     head = sum(p.numel() for p in model.model.parameters() if p.dim() == 2 and id(p) not in inside)
     output = model.model.get_output_embeddings().weight
@@ -44,6 +51,8 @@ def _used(parameter: Any, config: Any) -> float:
     """Of stacked experts [E, ...] only the chosen ones work on a token."""
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
     chosen = getattr(config, "num_experts_per_tok", None)
+    size: int = parameter.numel()
     if parameter.dim() == 3 and experts and chosen and parameter.shape[0] == experts:
-        return parameter.numel() * chosen / experts
-    return int(parameter.numel())
+        used: float = size * chosen / experts
+        return used
+    return size

@@ -62,7 +62,9 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
         if model.get_output_embeddings() is None or not hasattr(model, model.base_model_prefix):
-            raise ModelError(f"{type(model).__name__} has no language-model head that we know; use a causal or masked language model")
+            raise ModelError(
+                f"{type(model).__name__} has no language-model head that we know; use a causal or masked language model"
+            )
         self._check()
 
     @property
@@ -107,9 +109,9 @@ class LanguageModel(nn.Module):
         if hasattr(self.model, "cls"):  # BERT
             features_ND: Tensor = self.model.cls.predictions.transform(hidden_ND)
             return features_ND
-        head = getattr(self.model, "lm_head", None)
+        head: Any = getattr(self.model, "lm_head", None)
         if hasattr(head, "dense") and hasattr(head, "layer_norm"):  # RoBERTa
-            return head.layer_norm(nn.functional.gelu(head.dense(hidden_ND)))
+            hidden_ND = head.layer_norm(nn.functional.gelu(head.dense(hidden_ND)))
         return hidden_ND
 
     @property
@@ -132,4 +134,7 @@ class LanguageModel(nn.Module):
         difference = (self.head.logits(features_ND) - own_ND).abs().max() / own_ND.abs().max().clamp_min(1e-6)
         self.model.train(training)
         if not difference <= 2e-2:  # bf16 weights round; a wrong split is off by far more
-            raise ModelError(f"{type(self.model).__name__} computes its logits in a way we do not know; open an issue that names this architecture")
+            raise ModelError(
+                f"{type(self.model).__name__} computes its logits in a way we do not know; "
+                "open an issue that names this architecture"
+            )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import replace_text
 from ..train.run import StageEnded, State, Stepped
 
 
@@ -16,7 +17,7 @@ class Metrics:
     def __init__(self, path: Path, every: int, run_step: int) -> None:
         self.path, self.every = path, every
         kept = [line for line in read(path) if line["step"] <= run_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __call__(self, state: State, event: Stepped | StageEnded) -> None:
         """Log the step if it is time."""

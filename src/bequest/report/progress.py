@@ -25,7 +25,13 @@ class Training:
     def __init__(self, tokens: int, name: str) -> None:
         self.tokens = tokens
         self.console = console()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[now]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task(name, total=tokens, now="")
         self.name = name
@@ -36,7 +42,9 @@ class Training:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def __call__(self, state: State, event: Stepped | StageEnded) -> None:
@@ -49,13 +57,16 @@ class Training:
             self.bar.update(self.task, completed=event.tokens, now=self._now(event))
         elif event.tokens >= self._next_line or event.last:
             self._next_line = event.tokens + self.tokens // LINES
-            self.console.print(f"{self.name} {100 * event.tokens // self.tokens:3d} % {self._now(event)}", soft_wrap=True)
+            self.console.print(
+                f"{self.name} {100 * event.tokens // self.tokens:3d} % {self._now(event)}", soft_wrap=True
+            )
 
     def _now(self, event: Stepped) -> str:
         assert self._from is not None
         speed = (event.tokens - self._from[0]) / max(1e-9, time.monotonic() - self._from[1])
         left = (self.tokens - event.tokens) / max(1e-9, speed)
-        return f"step {event.run_step}  loss {event.loss.item():.3f}  rate {event.rate:.2f}  {speed:,.0f} tokens/s  {left:.0f} s left"
+        step = f"step {event.run_step}  loss {event.loss.item():.3f}  rate {event.rate:.2f}"
+        return f"{step}  {speed:,.0f} tokens/s  {left:.0f} s left"
 
 
 class Reading:

@@ -16,7 +16,9 @@ def of_run(summary: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "source" else "right")
     for source, valid in summary["valid"].items():
         bits = valid.get("bits_per_byte")
-        table.add_row(source, f"{valid['loss']:.4f}", f"{valid['perplexity']:.2f}", "-" if bits is None else f"{bits:.4f}")
+        table.add_row(
+            source, f"{valid['loss']:.4f}", f"{valid['perplexity']:.2f}", "-" if bits is None else f"{bits:.4f}"
+        )
     return table
 
 
@@ -25,7 +27,8 @@ def cost(summary: Mapping[str, Any]) -> str:
     student, teacher = summary["student_flops"], summary["teacher_flops"]
     return (
         f"{student + teacher:.3g} FLOPs ({teacher / (student + teacher):.1%} the teachers' forward passes), "
-        f"{summary['wall_s']:.0f} s of training at {summary['tokens_per_s']:,.0f} tokens/s, peak memory {summary['peak_rss_mb']:,.0f} MB"
+        f"{summary['wall_s']:.0f} s of training at {summary['tokens_per_s']:,.0f} tokens/s, "
+        f"peak memory {summary['peak_rss_mb']:,.0f} MB"
     )
 
 

@@ -72,7 +72,8 @@ class Shuffled:
         source_N = np.arange(len(index_N))
         for number, key in enumerate(batch.keys):  # by the sequence's key: no micro-batch changes it
             own = np.flatnonzero(np.asarray(of_row) == number)
-            source_N[own] = np.random.Generator(np.random.Philox(int.from_bytes(key, "little"))).permutation(own)
+            order = np.random.Generator(np.random.Philox(int.from_bytes(key, "little"))).permutation(own)
+            source_N[order] = np.roll(order, 1)  # one cycle: no row keeps its own, unless it is alone
         return _Moved(self.teacher(batch, temperature), torch.from_numpy(source_N).to(index_N.device))
 
     def flops(self, batch: Batch) -> float:

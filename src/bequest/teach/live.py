@@ -40,7 +40,11 @@ class Live:
     """
 
     def __init__(
-        self, load: Callable[[], LanguageModel], vocabulary: int, keep: int, precision: Callable[[], AbstractContextManager[Any]]
+        self,
+        load: Callable[[], LanguageModel],
+        vocabulary: int,
+        keep: int,
+        precision: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self._load = load
         self._vocabulary = vocabulary

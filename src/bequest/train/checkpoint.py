@@ -45,7 +45,13 @@ def save(state: State, tokenizer: Any, folder: Path, identity: Mapping[str, Any]
         position = {name: getattr(state, name) for name in POSITION}
         journal = [asdict(entry) for entry in state.journal]
         files = {p.name: _hash(p) for p in sorted(temporary.iterdir())}
-        trainer = {"identity": dict(identity), "position": position, "journal": journal, "ledger": asdict(state.ledger), "files": files}
+        trainer = {
+            "identity": dict(identity),
+            "position": position,
+            "journal": journal,
+            "ledger": asdict(state.ledger),
+            "files": files,
+        }
         (temporary / TRAINER).write_text(json.dumps(trainer, indent=1))
 
 
@@ -58,14 +64,19 @@ def load(folder: Path, open_model: Callable[[Path], LanguageModel], identity: Ma
 
     try:
         trainer = json.loads((folder / TRAINER).read_text())
-        damaged = next((name for name, digest in trainer["files"].items() if _hash(folder / name) != digest), None)
+        files = trainer["files"].items()
+        damaged = next((n for n, digest in files if not (folder / n).is_file() or _hash(folder / n) != digest), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         damaged = TRAINER
     if damaged:
-        raise FolderError(f"the checkpoint {folder} is damaged ({damaged}); delete that folder to go on from the one before")
+        raise FolderError(
+            f"the checkpoint {folder} is damaged ({damaged}); delete that folder to go on from the one before"
+        )
     for key, value in identity.items():
         if trainer["identity"].get(key) != value:
-            raise FolderError(f"{folder.parent.parent} was trained with another {key}; restore it or start a new run with --out")
+            raise FolderError(
+                f"{folder.parent.parent} was trained with another {key}; restore it or start a new run with --out"
+            )
     tensors = load_file(folder / TENSORS)
     inside: Callable[[str], dict[str, Tensor]] = lambda place: {
         k.removeprefix(place): v for k, v in tensors.items() if k.startswith(place)
@@ -114,7 +125,8 @@ class Saver:
     def save(self, state: State) -> Path:
         """Save now, and drop the oldest checkpoints."""
         folder = self.run / "checkpoints" / f"step-{state.run_step:08d}"
-        if folder.exists():  # the same step has the same state: it was saved a moment ago, or before the run was resumed
+        # The same step has the same state: it was saved a moment ago, or before the run was resumed.
+        if folder.exists():
             return folder
         save(state, self.tokenizer, folder, self.identity)
         for old in existing(self.run)[: -self.keep]:

@@ -69,6 +69,8 @@ class Settings:
     seed: int
     check_every: int
     """Steps between looks at whether the loss is finite (looking waits for the device)."""
+    compile: bool = False
+    """Whether PyTorch compiles the student's blocks."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ def _enter(stage: Stage, state: State, settings: Settings) -> Trained:
         moments = state.moments if stage.optimiser == "carry" else {}
         state.model, state.moments = stage.enter(state.model, moments)
     state.model.to(settings.place.device).train()
+    if settings.compile:
+        state.model.model.base_model.compile(dynamic=False)
     trained = Trained(state.model, stage.loss).to(settings.place.device)
     if isinstance(stage.loss, nn.Module) and state.loss_state:
         stage.loss.load_state_dict(state.loss_state)
@@ -186,7 +190,9 @@ def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, s
     """One optimiser step on one global batch, micro-batch by micro-batch."""
     started = time.perf_counter()
     assert state.optimiser is not None
-    clock = Clock(state.step, stage.steps, state.step * settings.batch_tokens, state.run_step, state.tokens, tuple(state.journal))
+    clock = Clock(
+        state.step, stage.steps, state.step * settings.batch_tokens, state.run_step, state.tokens, tuple(state.journal)
+    )
     torch.manual_seed(seed_of(settings.seed, state.run_step))  # dropout is a function of the step: nothing to save
     batch = stage.batches[state.step].to(settings.place.device)
     losses = list(_backward(trained, batch, clock, settings, state))
@@ -204,7 +210,9 @@ def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, s
     parts = {name: torch.stack([loss.parts[name] for loss in losses if name in loss.parts]).sum() for name in names}
     total = torch.stack([loss.total for loss in losses]).sum()
     lr = settings.optimiser.lr * multiplier
-    return Stepped(stage.name, state.run_step, steps, state.tokens, total, parts, norm, lr, losses[0].rate, state.ledger.seconds)
+    return Stepped(
+        stage.name, state.run_step, steps, state.tokens, total, parts, norm, lr, losses[0].rate, state.ledger.seconds
+    )
 
 
 def _backward(trained: Trained, batch: Batch, clock: Clock, settings: Settings, state: State) -> Iterator[Loss]:
@@ -221,6 +229,7 @@ def require_finite(stepped: Stepped) -> None:
     """Raises TrainingError when a step's loss or gradient is not a number, or infinite."""
     if not torch.isfinite(stepped.loss + stepped.norm):
         raise TrainingError(
-            f"the loss is no longer finite at step {stepped.run_step} (loss {stepped.loss.item()}, gradient norm {stepped.norm.item()}); "
+            f"the loss is no longer finite at step {stepped.run_step} "
+            f"(loss {stepped.loss.item()}, gradient norm {stepped.norm.item()}); "
             "lower train.optimiser.lr, lengthen the warm-up or look at that step's text"
         )

@@ -1,0 +1,32 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything is installed into .venv, with exact versions.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bequest needs Python 3.11 or later; call make with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(RUN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(RUN)/bequest demo $(if $(TEXT),--text $(TEXT))
+
+test: setup
+	$(RUN)/pytest -n 2
+
+lint: setup
+	$(RUN)/ruff check src tests bench
+	$(RUN)/ruff format --check src tests bench
+	$(RUN)/mypy
+
+bench: setup
+	bench/wiki.sh
+
+clean:
+	rm -rf $(VENV) runs
