@@ -99,7 +99,7 @@ def test_compiled_blocks_train_alike(world, tmp_path):
 
 def test_infinite_gradients_are_found_too():
     finite, infinite = torch.tensor(1.0), torch.tensor(torch.inf)
-    stepped = spine.Stepped("a", 3, 10, 30, finite, {}, infinite, 0.1, 0.0, 1.0)
+    stepped = spine.Stepped("a", 3, 10, 20, 30, finite, {}, infinite, 0.1, 0.0, 1.0)
     with pytest.raises(TrainingError, match="at step 3"):
         spine.require_finite(stepped)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..optim import Policy
 from ..train.plan import Stage
+from ..train.run import rate_at
 from ..types import Clock, FolderError
 
 
@@ -28,19 +29,15 @@ def refuse_if_different(
 
 def _course(stages: Sequence[Stage], policy: Policy, batch_tokens: int) -> Iterator[dict[str, Any]]:
     """What depends on the plan's length, step by step."""
-    total = sum(stage.steps for stage in stages) * batch_tokens
-    done = 0
-    for stage in stages:
-        for step in range(stage.steps):
-            clock = Clock(step, stage.steps, step * batch_tokens)
-            own = total if stage.rate == "run" else stage.steps * batch_tokens
-            rate = policy if stage.rate == "run" else stage.rate
-            # A loss that cannot say its weights may depend on the length in any way.
-            weights = getattr(stage.loss, "rates", lambda clock: clock.steps)(clock)
-            yield {
-                "the stage": stage.name,
-                "the learning rate": rate(done if stage.rate == "run" else clock.tokens, own),
-                "the weight of its losses": weights,
-                "the comparison": stage.measure.every if stage.measure else None,
-            }
-            done += batch_tokens
+    steps = sum(stage.steps for stage in stages)
+    places = ((stage, step) for stage in stages for step in range(stage.steps))
+    for run_step, (stage, step) in enumerate(places):
+        clock = Clock(step, stage.steps, step * batch_tokens, run_step, run_step * batch_tokens)
+        # A loss that cannot say its weights may depend on the length in any way.
+        weights = getattr(stage.loss, "rates", lambda clock: clock.steps)(clock)
+        yield {
+            "the stage": stage.name,
+            "the learning rate": rate_at(stage, policy, clock, steps, batch_tokens),
+            "the weight of its losses": weights,
+            "the comparison": stage.measure.every if stage.measure else None,
+        }

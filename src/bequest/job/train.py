@@ -124,11 +124,7 @@ class Evaluator:
 
     def __call__(self, state: State, event: Stepped | StageEnded) -> None:
         """Validate if it is time."""
-        if isinstance(event, StageEnded):
-            return
-        before = event.tokens - event.tokens // event.run_step
-        due = self.every_tokens and event.tokens // self.every_tokens > before // self.every_tokens
-        if due or event.last:
+        if isinstance(event, Stepped) and (event.crosses(self.every_tokens) or event.last):
             self.latest = validate(state.model, self.held_out, self.place)
             line = {"step": event.run_step, "tokens": event.tokens, "seconds": round(event.seconds, 3)}
             costs = {"student_flops": state.ledger.student_flops, "teacher_flops": state.ledger.teacher_flops}

@@ -107,7 +107,6 @@ class Saver:
     def __init__(self, run: Path, tokenizer: Any, identity: Mapping[str, Any], every_tokens: int, keep: int) -> None:
         self.run, self.tokenizer, self.identity = run, tokenizer, identity
         self.every_tokens, self.keep = every_tokens, keep
-        self._before: int | None = None
 
     def __call__(self, state: State, event: Stepped | StageEnded) -> None:
         """Save if it is time. A stage's end saves before the next stage begins, so that nothing is trained twice."""
@@ -115,10 +114,7 @@ class Saver:
             if not event.last:
                 save_model(state.model, self.tokenizer, self.run / "stages" / event.stage)
             self.save(state)
-            return
-        before = event.tokens - event.tokens // event.run_step if self._before is None else self._before
-        self._before = event.tokens
-        if self.every_tokens and event.tokens // self.every_tokens > before // self.every_tokens:
+        elif event.crosses(self.every_tokens):
             require_finite(event)
             self.save(state)
 

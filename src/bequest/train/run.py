@@ -80,7 +80,9 @@ class Stepped:
     stage: str
     run_step: int
     run_steps: int
+    before: int
     tokens: int
+    """Tokens of the run before and after this step."""
     loss: Tensor
     parts: Mapping[str, Tensor]
     norm: Tensor
@@ -92,6 +94,10 @@ class Stepped:
     def last(self) -> bool:
         """Whether this was the run's last step."""
         return self.run_step == self.run_steps
+
+    def crosses(self, every: int) -> bool:
+        """Whether a multiple of `every` tokens was reached in this step; never for 0."""
+        return bool(every) and self.tokens // every > self.before // every
 
     def line(self) -> dict[str, Any]:
         """The step as a line of the metrics file."""
@@ -197,22 +203,33 @@ def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, s
     batch = stage.batches[state.step].to(settings.place.device)
     losses = list(_backward(trained, batch, clock, settings, state))
     norm = nn.utils.clip_grad_norm_(state.optimiser.parameters, settings.clip or math.inf)
-    if stage.rate == "run":
-        multiplier = settings.policy(state.tokens, steps * settings.batch_tokens)
-    else:
-        multiplier = stage.rate(clock.tokens, stage.steps * settings.batch_tokens)
+    multiplier = rate_at(stage, settings.policy, clock, steps, settings.batch_tokens)
     state.optimiser.step(multiplier)
     state.step += 1
     state.run_step += 1
     state.tokens += batch.tokens_BT.numel()
     state.ledger.seconds += time.perf_counter() - started
     names = dict.fromkeys(name for loss in losses for name in loss.parts)
-    parts = {name: torch.stack([loss.parts[name] for loss in losses if name in loss.parts]).sum() for name in names}
-    total = torch.stack([loss.total for loss in losses]).sum()
-    lr = settings.optimiser.lr * multiplier
     return Stepped(
-        stage.name, state.run_step, steps, state.tokens, total, parts, norm, lr, losses[0].rate, state.ledger.seconds
+        stage=stage.name,
+        run_step=state.run_step,
+        run_steps=steps,
+        before=clock.run_tokens,
+        tokens=state.tokens,
+        loss=torch.stack([loss.total for loss in losses]).sum(),
+        parts={n: torch.stack([loss.parts[n] for loss in losses if n in loss.parts]).sum() for n in names},
+        norm=norm,
+        lr=settings.optimiser.lr * multiplier,
+        rate=losses[0].rate,
+        seconds=state.ledger.seconds,
     )
+
+
+def rate_at(stage: Stage, policy: Policy, clock: Clock, steps: int, batch_tokens: int) -> float:
+    """The learning rate's multiplier at a clock: the run's policy over all its steps, or the stage's own over the stage."""
+    if stage.rate == "run":
+        return policy(clock.run_tokens, steps * batch_tokens)
+    return stage.rate(clock.tokens, stage.steps * batch_tokens)
 
 
 def _backward(trained: Trained, batch: Batch, clock: Clock, settings: Settings, state: State) -> Iterator[Loss]:
