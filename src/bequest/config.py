@@ -248,6 +248,8 @@ def fingerprint(value: Any) -> str:
 
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two plain values differ, with both values."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for key in dict.fromkeys([*old, *new]):

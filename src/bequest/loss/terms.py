@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..types import Chunk, Clock, Signal, Term
 
 
 def next_token(logits_CV: Tensor, chunk: Chunk, clock: Clock) -> Tensor:
     """Cross-entropy with the realised token (the next one, or the masked one)."""
-    return torch.nn.functional.cross_entropy(logits_CV, chunk.target_C, reduction="none")
+    return nn.functional.cross_entropy(logits_CV, chunk.target_C, reduction="none")
 
 
 def divergence(temperature: float, factor: float) -> Term:
@@ -32,10 +32,8 @@ def divergence(temperature: float, factor: float) -> Term:
 
 def _dense(logits_CV: Tensor, signal: Signal) -> Tensor:
     """The teacher may know fewer ids than the student has rows: what it does not know has no mass."""
-    known_CV = logits_CV[:, : signal.logp_NK.shape[1]]
-    p_CV = signal.logp_NK.exp()
-    weighed_CV: Tensor = torch.special.xlogy(p_CV, p_CV) - p_CV * known_CV
-    return logits_CV.logsumexp(-1) + weighed_CV.sum(-1)
+    known_CV = logits_CV.log_softmax(-1)[:, : signal.logp_NK.shape[1]]
+    return nn.functional.kl_div(known_CV, signal.logp_NK, reduction="none", log_target=True).sum(-1)
 
 
 def _kept(logits_CV: Tensor, signal: Signal, ids_CK: Tensor) -> Tensor:
