@@ -57,6 +57,8 @@ def test_train_and_again(world, tmp_path, monkeypatch, capsys):
         ("teachers={}", "there is no tokenizer to use"),
         ("train.device=cuda", "PyTorch sees no GPU"),
         ("student.vocab=10", "student.vocab 10 is less than"),
+        ("seed=1e30", "seed must be less than"),
+        ("student.hidden=100000000", "not enough memory"),
     ],
 )
 def test_mistakes_are_one_sentence(world, tmp_path, monkeypatch, capsys, change, words):

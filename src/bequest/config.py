@@ -20,8 +20,8 @@ import annotated_types as at
 
 from .types import RecipeError
 
-Positive = Annotated[int, at.Gt(0)]
-Count = Annotated[int, at.Ge(0)]
+Positive = Annotated[int, at.Gt(0), at.Lt(1 << 62)]
+Count = Annotated[int, at.Ge(0), at.Lt(1 << 62)]
 Share = Annotated[float, at.Ge(0.0), at.Le(1.0)]
 NotNegative = Annotated[float, at.Ge(0.0)]
 AboveZero = Annotated[float, at.Gt(0.0)]

@@ -83,15 +83,19 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
         yield
 
 
-def disk_errors() -> tuple[type[Exception], ...]:
-    """What a full or forbidden disk raises, in Python and in safetensors."""
+def machine_errors() -> tuple[type[Exception], ...]:
+    """What a full or forbidden disk and too little memory raise, in Python, safetensors and PyTorch."""
     from safetensors import SafetensorError
 
-    return (OSError, SafetensorError)
+    return (OSError, SafetensorError, MemoryError, RuntimeError)
 
 
-def disk_fault(error: BaseException) -> str | None:
-    """What a full or forbidden disk should be told as, or None for any other error."""
+def machine_fault(error: BaseException) -> str | None:
+    """How to say that a disk or the memory is at its end; None for any other error."""
+    if isinstance(error, MemoryError | RuntimeError):
+        spent = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+        lower = "lower train.micro_batch_tokens, data.sequence or the student's sizes"
+        return f"there is not enough memory for this run; {lower}" if spent else None
     if isinstance(error, OSError):
         number, where = error.errno, error.filename or "a file"
     else:  # safetensors gives the system's error number in its message only

@@ -58,7 +58,7 @@ def demo(
 
 def main() -> None:
     """Run a command. What a user can mend is one sentence and exit code 2; everything else is a traceback and a bug."""
-    from ..files import disk_errors, disk_fault
+    from ..files import machine_errors, machine_fault
 
     try:
         app(standalone_mode=False)
@@ -72,8 +72,8 @@ def main() -> None:
         _leave("stopped; run the same command again to go on", 130)
     except typer.TyperException as error:
         _leave(error.format_message(), 2)
-    except disk_errors() as error:
-        if (fault := disk_fault(error)) is None:
+    except machine_errors() as error:
+        if (fault := machine_fault(error)) is None:
             raise
         _leave(fault, 2)
 

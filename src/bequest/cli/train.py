@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import recipe as recipes
-from ..job.train import train
-from ..report import table
 
 
 def command(path: Path, overrides: tuple[str, ...], out: Path | None) -> None:
     """Train a recipe and print the table of what came out."""
     recipe = recipes.load(path, overrides)
+    from ..job.train import train  # a mistake in the recipe should not wait for torch
+    from ..report import table
+
     folder = out or Path("runs") / recipe.name
     summary = train(recipe, folder)
     if summary.get("was_finished"):

@@ -15,7 +15,7 @@ import torch
 
 from ..config import fingerprint
 from ..data import source, tokenizer, tokens
-from ..data.batches import Batches
+from ..data.batches import Batches, seed_of
 from ..data.objective import Causal, Masked, Objective
 from ..data.pack import Pack
 from ..data.tokenizer import Vocabulary
@@ -182,7 +182,7 @@ def weights_identity(path: str) -> str:
 
 def new_student(recipe: Recipe, vocabulary: Vocabulary) -> LanguageModel:
     """The successor at step 0: the same weights for the same seed, whatever the method."""
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(seed_of(recipe.seed))
     if recipe.student.load:
         return build.load(recipe.student.load, recipe.data.objective, recipe.student.remote_code)
     return build.build(recipe.student, vocabulary, recipe.data.sequence)
