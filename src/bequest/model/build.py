@@ -15,8 +15,7 @@ def build(student: Student, vocabulary: Any, positions: int) -> LanguageModel:
     """A student with fresh weights. `vocabulary` gives the ids, `positions` the longest sequence.
 
     Weights are drawn from torch's global generator: seed it first. Their spread is sqrt(2 / 5 hidden) (Nguyen and Salazar
-    2019, "small init"): 0.023 at BERT's width of 768, where transformers' fixed 0.02 comes from, and more in narrow models,
-    which under the fixed one stay at the words' frequencies for thousands of steps (LOG.md).
+    2019, "small init"): 0.023 at BERT's width of 768, for which transformers' fixed 0.02 was chosen.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
