@@ -23,7 +23,7 @@ def batch_of(vocabulary, length: int, seed: int = 0) -> Batch:
     segments[0, length - 3 :] = -1
     index = torch.cat([torch.arange(length - 4), length + torch.arange(length - 1)])
     target = torch.randint(5, vocabulary.size, (len(index),), generator=generator)
-    return Batch(tokens, segments, Rows(index, target), len(index), ("a", "b"), (b"1", b"2"))
+    return Batch(tokens, segments, Rows(index, target), len(index), False, ("a", "b"), (b"1", b"2"))
 
 
 def vocabulary_for(family: str):
@@ -38,12 +38,12 @@ def test_packed_equals_separate(family, attention):
     model.model.set_attn_implementation(attention)
     batch = batch_of(vocabulary, 32)
     with torch.no_grad():
-        packed = model._base(batch.tokens_BT, batch.segments_BT)
+        packed = model._base(batch.tokens_BT, batch.segments_BT, False)
         for first, last in ((0, 5), (5, 17), (17, 29)):
             own = batch.tokens_BT[:1, first:last]
-            alone = model._base(own, torch.zeros_like(own))
+            alone = model._base(own, torch.zeros_like(own), True)
             assert torch.allclose(packed[:1, first:last], alone, atol=2e-6), (first, last)
-        assert torch.allclose(packed[1:], model._base(batch.tokens_BT[1:], batch.segments_BT[1:]), atol=2e-6)
+        assert torch.allclose(packed[1:], model._base(batch.tokens_BT[1:], batch.segments_BT[1:], True), atol=2e-6)
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -55,7 +55,7 @@ def test_a_document_never_sees_another(family):
     changed = batch.tokens_BT.clone()
     changed[0, 5:17] = 7
     with torch.no_grad():
-        before, after = (model._base(t, batch.segments_BT) for t in (batch.tokens_BT, changed))
+        before, after = (model._base(t, batch.segments_BT, False) for t in (batch.tokens_BT, changed))
     assert torch.equal(before[0, :5], after[0, :5])
     assert torch.equal(before[0, 17:29], after[0, 17:29])
     assert not torch.allclose(before[0, 5:17], after[0, 5:17])
@@ -68,7 +68,7 @@ def test_head_gives_the_models_own_logits(family, tied):
     model = make_model(family, vocabulary, tied=tied).eval()
     tokens = torch.arange(8, 24)[None]
     rows = Rows(torch.arange(16), torch.zeros(16, dtype=torch.long))
-    batch = Batch(tokens, torch.zeros_like(tokens), rows, 16, ("a",), (b"1",))
+    batch = Batch(tokens, torch.zeros_like(tokens), rows, 16, True, ("a",), (b"1",))
     with torch.no_grad():
         assert torch.allclose(model.head.logits(model(batch)), model.model(input_ids=tokens).logits[0], atol=1e-5)
 

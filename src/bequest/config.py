@@ -31,7 +31,7 @@ AboveZero = Annotated[float, at.Gt(0.0)]
 class Config:
     """Base of everything that a recipe decodes into: subclasses are frozen dataclasses that refuse unknown keys."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False, "use_attribute_docstrings": True}
 
     def __init_subclass__(cls) -> None:
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
@@ -167,15 +167,56 @@ def decode(cls: type[C], raw: Mapping[str, Any], where: str, prefix: str = "") -
     """`raw` as an instance of `cls`.
 
     `where` (a file) and `prefix` (the key under which `raw` stands) name the place in errors.
-    Raises RecipeError: one sentence with the key, the place and, for an unknown key, the nearest valid one.
+    Raises RecipeError: for each mistake one sentence with the key, the place and, for an unknown key, the nearest valid one.
     """
-    from pydantic import TypeAdapter, ValidationError
+    found, mistakes = salvage(cls, raw, where, prefix)
+    if found is None or mistakes:
+        raise RecipeError(*mistakes.values())
+    return found
 
+
+def salvage(cls: type[C], raw: Mapping[str, Any], where: str, prefix: str = "") -> tuple[C | None, dict[str, str]]:
+    """What can be decoded when the keys with mistakes are left out (None: too little), and for each such key a sentence.
+
+    Whoever wants to name every mistake at once goes on with what is left.
+    """
+    from pydantic import ValidationError
+
+    rest: Any = json.loads(json.dumps(raw))
+    mistakes: dict[str, str] = {}
+    while True:
+        try:
+            return _adapter(cls).validate_json(json.dumps(rest), strict=True), mistakes  # type: ignore[arg-type]
+        except ValidationError as error:
+            fresh = {".".join(map(str, e["loc"])): e for e in error.errors(include_url=False)}
+            fresh = {key: e for key, e in fresh.items() if key not in mistakes}  # what was left out is not missing
+            mistakes |= {key: f"{where}: {_sentence(cls, e, prefix)}" for key, e in fresh.items()}
+            if not fresh or not all(_leave_out(rest, e["loc"]) for e in reversed(fresh.values())):
+                return None, mistakes
+
+
+@cache
+def _adapter(cls: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def _leave_out(target: Any, path: tuple[int | str, ...]) -> bool:
+    """Remove what stands at a path; False when there is nothing."""
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(raw), strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise RecipeError(f"{where}: {_sentence(cls, first, prefix)}") from None
+        for part in path[:-1]:
+            target = target[part]
+        del target[path[-1]]
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
+
+
+def schema(cls: type[Config]) -> dict[str, Any]:
+    """The JSON schema of a config: types, bounds, defaults and, from the docstrings, meanings."""
+    found: dict[str, Any] = _adapter(cls).json_schema()  # type: ignore[arg-type]
+    return found
 
 
 def _sentence(cls: type[Config], error: Any, prefix: str) -> str:

@@ -5,11 +5,12 @@ The method's own keys are decoded by the method (its fields are its hyper-parame
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import AboveZero, Config, Count, NotNegative, Positive, Share, decode, override, read
+from .config import AboveZero, Config, Count, NotNegative, Positive, Share, override, read, salvage
 from .types import RecipeError
 
 CAUSAL_FAMILIES = ("llama", "qwen3", "gpt2")
@@ -173,13 +174,22 @@ MAY_CHANGE = ("eval", "train.save_every_tokens", "train.keep", "train.log_every_
 def load(path: Path, assignments: tuple[str, ...] = ()) -> Recipe:
     """The recipe in a file, with overrides such as `data.sequence=512` applied.
 
-    Raises RecipeError with one sentence that names the key and the file. Relative paths stay relative to the working folder.
+    Raises RecipeError, one sentence per mistake that names the key and the file. Relative paths stay relative to the working folder.
     """
-    raw = _shorthands(override(_shorthands(read(path)), assignments))
-    recipe = decode(Recipe, raw, str(path))
-    for problem in problems(recipe):
-        raise RecipeError(f"{path}: {problem}")
+    recipe, mistakes = examine(path, assignments)
+    if recipe is None or mistakes:
+        raise RecipeError(*mistakes)
     return recipe
+
+
+def examine(path: Path, assignments: tuple[str, ...] = ()) -> tuple[Recipe | None, list[str]]:
+    """The recipe, or what can be read of it (None: too little), and a sentence for every mistake that needs no other file."""
+    raw = _shorthands(override(_shorthands(read(path)), assignments))
+    recipe, mistakes = salvage(Recipe, raw, str(path))
+    impossible = problems(recipe) if recipe else []
+    left_out = {key.split(".")[-1] for key in mistakes}  # what they are about is not known
+    sure = [f"{path}: {sentence}" for sentence in impossible if not left_out & set(re.findall(r"\w+", sentence))]
+    return recipe, [*mistakes.values(), *sure]
 
 
 def _shorthands(raw: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,16 @@ if TYPE_CHECKING:  # torch is only needed for the names, and `bequest --help` mu
 
 
 class BequestError(Exception):
-    """Something a user can mend. The message is one sentence: what is wrong and what to do."""
+    """Something a user can mend. Each argument is one sentence: what is wrong and what to do."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every sentence."""
+        return self.args
+
+    def __str__(self) -> str:
+        first, *more = self.args
+        return f"{first} (and {len(more)} more; bequest check lists them all)" if more else str(first)
 
 
 class RecipeError(BequestError):
@@ -71,6 +80,8 @@ class Batch:
     """Number of the document inside its sequence; -1 is padding."""
     rows: Rows
     rows_total: int
+    whole: bool
+    """Whether every sequence is one document without padding, so that no mask is needed."""
     sources: tuple[str, ...]
     keys: tuple[bytes, ...]
     """Hash of each sequence's tokens and of how they were packed: the same text has the same key in every run."""

@@ -159,6 +159,7 @@ def _collate(examples: list[tuple[Ints, Ints, Ints, Ints]], sources: tuple[str, 
         torch.from_numpy(np.stack(segments)),
         rows,
         max(1, len(index_N)),
+        not any(s.any() for s in segments),
         sources,
         keys,
     )

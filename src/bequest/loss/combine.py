@@ -45,17 +45,22 @@ class Weighted:
         """The mean over `batch.rows_total`; `model` gives `features(batch)` and `head`."""
         active = [(weight(clock), part) for weight, part in self.parts if weight(clock) != 0.0]
         self._release(clock)
-        answers: dict[tuple[int, float], Answer] = {}
-        flops = 0.0
-        for _, part in active:
-            if part.teacher is not None and (id(part.teacher), part.temperature) not in answers:
-                answers[id(part.teacher), part.temperature] = part.teacher(batch, part.temperature)
-                flops += part.teacher.flops(batch)
+        asked = self.asked(clock)
+        answers = {key: teacher(batch, key[1]) for key, teacher in asked.items()}
+        flops = sum(teacher.flops(batch) for teacher in asked.values())
         scores = [_score(part, answers.get((id(part.teacher), part.temperature)), batch, clock) for _, part in active]
         weights = [w / batch.rows_total for w, _ in active]
         total, sums_S = project(model.features(batch), model.head, scores, weights)
         parts = {part.name: sums_S[i] / batch.rows_total for i, (_, part) in enumerate(active)}
         return Loss(total, parts, sum(w for w, part in active if part.teacher is not None), flops)
+
+    def asked(self, clock: Clock) -> dict[tuple[int, float], Teacher]:
+        """The teachers that this clock's step asks, by their identity and the temperature: each once."""
+        return {
+            (id(part.teacher), part.temperature): part.teacher
+            for weight, part in self.parts
+            if part.teacher is not None and weight(clock) != 0.0
+        }
 
     def rates(self, clock: Clock) -> tuple[float, ...]:
         """Every part's weight at a clock."""

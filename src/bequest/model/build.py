@@ -76,8 +76,8 @@ def _sizes(student: Student, positions: int, padding: int) -> dict[str, Any]:
     }
 
 
-def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
-    """The causal or masked language model in a folder or on a hub, in fp32.
+def load(path: str, objective: str, remote_code: bool = False, device: str = "cpu") -> LanguageModel:
+    """The causal or masked language model in a folder or on a hub, in fp32; on the device `meta` without its numbers.
 
     Raises ModelError when there is none of that kind.
     """
@@ -94,6 +94,7 @@ def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
+            device_map=device,
             trust_remote_code=remote_code,
             output_loading_info=True,
         )

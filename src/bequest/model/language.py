@@ -83,11 +83,10 @@ class LanguageModel(nn.Module):
 
     def features(self, batch: Batch) -> Tensor:
         """What the head sees at the selected rows, [N, D]."""
-        hidden_BTD = self._base(batch.tokens_BT, batch.segments_BT)
+        hidden_BTD = self._base(batch.tokens_BT, batch.segments_BT, batch.whole)
         return self._transform(hidden_BTD.flatten(0, 1)[batch.rows.index_N])
 
-    def _base(self, tokens_BT: Tensor, segments_BT: Tensor) -> Tensor:
-        whole = bool((segments_BT == 0).all())
+    def _base(self, tokens_BT: Tensor, segments_BT: Tensor, whole: bool) -> Tensor:
         arguments: dict[str, Any] = {"use_cache": False} if self.causal else {}
         if not whole or not self.causal:
             dtype = next(self.model.parameters()).dtype
@@ -130,7 +129,7 @@ class LanguageModel(nn.Module):
         self.model.eval()
         tokens_BT = torch.arange(4)[None].to(next(self.model.parameters()).device) % self.vocabulary
         own_ND = self.model(input_ids=tokens_BT).logits[0].float()
-        features_ND = self._transform(self._base(tokens_BT, torch.zeros_like(tokens_BT))[0])
+        features_ND = self._transform(self._base(tokens_BT, torch.zeros_like(tokens_BT), True)[0])
         difference = (self.head.logits(features_ND) - own_ND).abs().max() / own_ND.abs().max().clamp_min(1e-6)
         self.model.train(training)
         if not difference <= 2e-2:  # bf16 weights round; a wrong split is off by far more
