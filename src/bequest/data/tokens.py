@@ -23,6 +23,8 @@ from ..files import locked, replace_text
 from ..types import DataError, Doc
 from .tokenizer import Vocabulary
 
+FORMAT = 2
+"""Of the files: stores of another format are other stores."""
 PIECE_BYTES = 4 << 20
 Progress = Callable[[int], None]
 """Called with the bytes of text tokenised since the last call."""
@@ -48,6 +50,8 @@ class TokenStore:
     tokens: npt.NDArray[Any]
     ends: npt.NDArray[np.int64]
     text_bytes: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.uint64]
+    """Of each document's text."""
     digest: str
 
     def first(self, tokens: int) -> TokenStore:
@@ -59,6 +63,7 @@ class TokenStore:
             self.tokens[: self.ends[documents - 1]],
             self.ends[:documents],
             self.text_bytes[:documents],
+            self.hashes[:documents],
             digest,
         )
 
@@ -99,27 +104,28 @@ def _open(folder: Path, source: str, done: _Done) -> TokenStore:
         ("tokens", done.width, done.tokens),
         ("ends", 8, done.documents),
         ("bytes", 8, done.documents),
+        ("hashes", 8, done.documents),
     ):
         if (folder / name).stat().st_size != width * count:
             raise DataError(
                 f"the token store {folder} is damaged ({name} has the wrong size); delete that folder and run again"
             )
-    ends = np.memmap(folder / "ends", np.int64, "r")
-    return TokenStore(
-        source, np.memmap(folder / "tokens", dtype, "r"), ends, np.memmap(folder / "bytes", np.int64, "r"), done.digest
-    )
+    mapped: Callable[[str, Any], Any] = lambda name, kind: np.memmap(folder / name, kind, "r")
+    ends, sizes, hashes = mapped("ends", np.int64), mapped("bytes", np.int64), mapped("hashes", np.uint64)
+    return TokenStore(source, mapped("tokens", dtype), ends, sizes, hashes, done.digest)
 
 
 def _write(folder: Path, done: _Done, docs: Iterable[Doc], vocabulary: Vocabulary, progress: Progress | None) -> _Done:
     width = 2 if vocabulary.size <= 1 << 16 else 4
     with ExitStack() as stack:
         # Whatever a killed run wrote after its last recorded piece is cut off.
-        tokens, ends, sizes = (
+        tokens, ends, sizes, hashes = (
             _reopen(stack, folder / name, length)
             for name, length in (
                 ("tokens", done.tokens * width),
                 ("ends", done.documents * 8),
                 ("bytes", done.documents * 8),
+                ("hashes", done.documents * 8),
             )
         )
         for piece in _pieces(_skip(docs, done.documents, progress)):
@@ -133,7 +139,8 @@ def _write(folder: Path, done: _Done, docs: Iterable[Doc], vocabulary: Vocabular
             tokens.write(payload)
             ends.write((done.tokens + np.cumsum(lengths)).tobytes())
             sizes.write((done.text_bytes + np.cumsum(bytes_each)).tobytes())
-            for file in (tokens, ends, sizes):
+            hashes.write(b"".join(hashlib.blake2b(d.text.encode(), digest_size=8).digest() for d in piece))
+            for file in (tokens, ends, sizes, hashes):
                 file.flush()
                 os.fsync(file.fileno())
             digest = hashlib.blake2b(done.digest.encode() + payload + lengths.tobytes(), digest_size=16).hexdigest()

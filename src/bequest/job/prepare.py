@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from .. import config, methods
 from ..config import fingerprint
 from ..data import source, tokenizer, tokens
 from ..data.batches import Batches, seed_of
@@ -41,6 +43,8 @@ class Prepared:
     held_out: Mapping[str, HeldOut]
     identity: Mapping[str, Any]
     """What must be the same when the run is resumed."""
+    warnings: tuple[str, ...]
+    """What a user should know and may want."""
 
 
 def cache() -> Path:
@@ -49,40 +53,75 @@ def cache() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bequest"
 
 
+def find_method(recipe: Recipe) -> Method:
+    """The method with its hyper-parameters.
+
+    Raises RecipeError when there is none of that name, a key is wrong or a teacher that it needs is missing.
+    """
+    name = recipe.method["name"]
+    fields = {key: value for key, value in recipe.method.items() if key != "name"}
+    method = config.decode(methods.find(name), fields, f"method {name}", "method")
+    for teacher in method.needs:
+        if teacher not in recipe.teachers:
+            raise RecipeError(f"method {name} needs a teacher; add teachers: {{{teacher}: PATH}}")
+    return method
+
+
+def resolved(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """The recipe as plain values, every default spelled out, the method's too."""
+    return config.encode(recipe) | {"method": {"name": recipe.method["name"], **config.encode(method)}}
+
+
+def models_of(recipe: Recipe) -> dict[str, TeacherModel | Student]:
+    """The models that a recipe loads, by what they are in it."""
+    models: dict[str, TeacherModel | Student] = {
+        f"the teacher {name}": spec for name, spec in recipe.teachers.items() if spec.control != "uniform"
+    }
+    return models | ({"the student": recipe.student} if recipe.student.load else {})
+
+
 def prepare(recipe: Recipe) -> Prepared:
     """Tokenise what is not tokenised yet and check that text, tokenizer, student and teachers fit together.
 
     Raises BequestError with the first thing that does not.
     """
-    models: dict[str, TeacherModel | Student] = {
-        f"the teacher {name}": spec for name, spec in recipe.teachers.items() if spec.control != "uniform"
-    }
-    if recipe.student.load:
-        models["the student"] = recipe.student
+    models = models_of(recipe)
     configs = {what: build.config_of(spec.load, spec.remote_code) for what, spec in models.items()}
     vocabulary = find_tokenizer(recipe)
     objective = find_objective(recipe, vocabulary)
     for what, spec in models.items():
         check_model(what, spec.load, configs[what], recipe.data.sequence, vocabulary)
     size = recipe.train.batch_tokens // recipe.data.sequence
-    packs = _packs(recipe, vocabulary, objective, "train")
-    batches = Batches(packs, objective, size, recipe.seed)
+    training = packs(recipe, vocabulary, objective, "train")
+    batches = Batches(training, objective, size, recipe.seed)
     if batches.count < 2:
         raise DataError(
             f"the training text fills {batches.count} sequence of {recipe.data.sequence} tokens; "
             "give more text or lower data.sequence"
         )
-    validation = _packs(recipe, vocabulary, objective, "valid")
+    validation = packs(recipe, vocabulary, objective, "valid")
+    held = recipe.train.micro_batch_tokens // recipe.data.sequence or size
     held_out = {
-        pack.store.source: HeldOut(Batches((pack,), objective, size, 0, ordered=True), int(pack.store.text_bytes[-1]))
+        pack.store.source: HeldOut(Batches((pack,), objective, held, 0, ordered=True), int(pack.store.text_bytes[-1]))
         for pack in validation
     }
     identity = {
-        "training text": [p.store.digest for p in packs],
+        "training text": [p.store.digest for p in training],
         "tokenizer": vocabulary.identity,
         "teacher": {name: weights_identity(spec.load) for name, spec in recipe.teachers.items()},
     }
-    return Prepared(vocabulary, batches, held_out, identity)
+    return Prepared(vocabulary, batches, held_out, identity, tuple(_overlaps(training, validation)))
+
+
+def _overlaps(training: Sequence[Pack], validation: Sequence[Pack]) -> Iterator[str]:
+    """Validation documents that are training documents, word for word."""
+    seen = np.unique(np.concatenate([pack.store.hashes for pack in training]))
+    for pack in validation:
+        if count := int(np.isin(pack.store.hashes, seen).sum()):
+            yield (
+                f"{count} of {len(pack.store.hashes)} validation documents of the source {pack.store.source!r} also "
+                "stand in the training text; its loss will look better than it is"
+            )
 
 
 def find_tokenizer(recipe: Recipe) -> Vocabulary:
@@ -141,21 +180,21 @@ def check_model(what: str, path: str, config: Any, sequence: int, vocabulary: Vo
         )
 
 
-def _packs(recipe: Recipe, vocabulary: Vocabulary, objective: Objective, side: str) -> tuple[Pack, ...]:
+def packs(recipe: Recipe, vocabulary: Vocabulary, objective: Objective, side: str) -> tuple[Pack, ...]:
     """One pack per source, tokenised where that has not been done."""
     texts = recipe.data.valid if side == "valid" and recipe.data.valid else recipe.data.train
-    packs = []
+    found = []
     for name in dict.fromkeys(t.source for t in texts):
         own = [t for t in texts if t.source == name]
         key = [[source.identity(t) for t in own], vocabulary.identity, vocabulary.begin, vocabulary.end]
-        key += [recipe.data.valid_fraction, side if recipe.data.valid_fraction else ""]
+        key += [recipe.data.valid_fraction, side if recipe.data.valid_fraction else "", tokens.FORMAT]
         folder = cache() / "tokens" / fingerprint(key)
         docs = partial(_documents, own, recipe, side)
         store = tokens.build(folder, name, docs, vocabulary, Reading(f"tokenising {name} ({side})"))
         if side == "valid" and recipe.eval.tokens:
             store = store.first(recipe.eval.tokens)
-        packs.append(Pack(store, recipe.data.sequence, objective.overlap))
-    return tuple(packs)
+        found.append(Pack(store, recipe.data.sequence, objective.overlap))
+    return tuple(found)
 
 
 def _documents(texts: Iterable[Text], recipe: Recipe, side: str) -> Iterator[Doc]:
@@ -180,23 +219,27 @@ def weights_identity(path: str) -> str:
     return digest.hexdigest() if files else path
 
 
-def new_student(recipe: Recipe, vocabulary: Vocabulary) -> LanguageModel:
+def new_student(recipe: Recipe, vocabulary: Vocabulary, device: str = "cpu") -> LanguageModel:
     """The successor at step 0: the same weights for the same seed, whatever the method."""
     torch.manual_seed(seed_of(recipe.seed))
     if recipe.student.load:
-        return build.load(recipe.student.load, recipe.data.objective, recipe.student.remote_code)
-    return build.build(recipe.student, vocabulary, recipe.data.sequence)
+        return build.load(recipe.student.load, recipe.data.objective, recipe.student.remote_code, device)
+    with torch.device(device):
+        return build.build(recipe.student, vocabulary, recipe.data.sequence)
 
 
-def inputs(recipe: Recipe, method: Method, prepared: Prepared, place: Place, run: Path) -> Inputs:
-    """What the method gets.
+Open = Callable[[TeacherModel], LanguageModel]
 
-    Raises RecipeError when the recipe lacks a teacher that the method needs.
-    """
-    for name in method.needs:
-        if name not in recipe.teachers:
-            raise RecipeError(f"method {recipe.method['name']} needs a teacher; add teachers: {{{name}: PATH}}")
-    live = {name: _live(spec, recipe, prepared.vocabulary, place) for name, spec in recipe.teachers.items()}
+
+def opener(recipe: Recipe, device: str) -> Open:
+    """How this recipe's predecessors are loaded."""
+    return lambda spec: build.load(spec.load, recipe.data.objective, spec.remote_code).to(device)
+
+
+def inputs(recipe: Recipe, prepared: Prepared, place: Place, run: Path, load: Open) -> Inputs:
+    """What the method gets."""
+    alive = partial(_live, vocabulary=prepared.vocabulary, place=place, load=load)
+    live = {name: alive(spec) for name, spec in recipe.teachers.items()}
     teachers: dict[str, Teacher] = {
         n: CONTROLS[recipe.teachers[n].control](t, prepared.vocabulary.size) for n, t in live.items()
     }
@@ -207,12 +250,9 @@ def inputs(recipe: Recipe, method: Method, prepared: Prepared, place: Place, run
         teachers=teachers,
         models={name: partial(getattr, teacher, "model") for name, teacher in live.items()},
         evaluate=lambda model, batches: mean_loss(model.to(place.device), batches, place),
-        after=lambda stage: _live(TeacherModel(load=str(run / "stages" / stage)), recipe, prepared.vocabulary, place),
+        after=lambda stage: alive(TeacherModel(load=str(run / "stages" / stage))),
     )
 
 
-def _live(spec: TeacherModel, recipe: Recipe, vocabulary: Vocabulary, place: Place) -> Live:
-    def load() -> LanguageModel:
-        return build.load(spec.load, recipe.data.objective, spec.remote_code).to(place.device)
-
-    return Live(load, vocabulary.size, spec.keep, place.autocast)
+def _live(spec: TeacherModel, vocabulary: Vocabulary, place: Place, load: Open) -> Live:
+    return Live(partial(load, spec), vocabulary.size, spec.keep, place.autocast)

@@ -6,7 +6,7 @@ import resource
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,20 +14,19 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from .. import config, methods
 from ..device import Place, place
 from ..eval.held_out import HeldOut, validate
 from ..model import build
 from ..optim import Policy
 from ..recipe import Recipe
 from ..report.metrics import Metrics
-from ..report.progress import Training
+from ..report.progress import Training, console
 from ..train import checkpoint
 from ..train.plan import Method, Stage
 from ..train.run import Settings, StageEnded, State, Stepped, run
 from ..types import Stopped, TrainingError
 from . import extend, folder
-from .prepare import Prepared, inputs, new_student, prepare
+from .prepare import Prepared, find_method, inputs, new_student, opener, prepare, resolved
 
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -36,37 +35,35 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     Raises BequestError for what a user can mend, Stopped when a signal asked the run to stop (it is saved then).
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours says enough
-    method_class = methods.find(recipe.method["name"])
-    fields = {key: value for key, value in recipe.method.items() if key != "name"}
-    method = config.decode(method_class, fields, f"method {recipe.method['name']}", "method")
-    resolved = config.encode(recipe) | {"method": {"name": recipe.method["name"], **config.encode(method)}}
+    method = find_method(recipe)
     with folder.opened(out):
         old = folder.recorded(out)
         if old:
-            folder.refuse_changes(out, old, resolved)
+            folder.refuse_changes(out, old, resolved(recipe, method))
             finished = folder.summary(out)
             if finished and old["train"]["tokens"] == recipe.train.tokens:
                 return finished | {"was_finished": True}
-        return _train(recipe, method, resolved, old, out)
+        return _train(recipe, method, old, out)
 
 
-def _train(
-    recipe: Recipe, method: Method, resolved: dict[str, Any], old: dict[str, Any] | None, out: Path
-) -> dict[str, Any]:
+def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path) -> dict[str, Any]:
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     where = place(recipe.train.device, recipe.train.precision)
     prepared = prepare(recipe)
-    stages = tuple(method.plan(inputs(recipe, method, prepared, where, out)))
+    for warning in prepared.warnings:
+        console().print(f"warning: {warning}", soft_wrap=True)
+    load = opener(recipe, where.device)
+    stages = tuple(method.plan(inputs(recipe, prepared, where, out, load)))
     state = _state(recipe, prepared, out)
     policy = Policy(recipe.train.schedule, recipe.train.batch_tokens, state.planned)
     if old and old["train"]["tokens"] != recipe.train.tokens:
-        shorter = config.decode(Recipe, {**resolved, "train": old["train"]}, str(out / "recipe.yaml"))
-        before = tuple(method.plan(inputs(shorter, method, prepared, where, out)))
+        shorter = replace(recipe, train=replace(recipe.train, tokens=old["train"]["tokens"]))
+        before = tuple(method.plan(inputs(shorter, prepared, where, out, load)))
         extend.refuse_if_different(before, stages, policy, recipe.train.batch_tokens, state.run_step)
-    folder.record(out, resolved)
+    folder.record(out, resolved(recipe, method))
     (out / "summary.json").unlink(missing_ok=True)
-    settings = _settings(recipe, where, policy)
+    settings = settings_of(recipe, where, policy)
     evaluator = _run(recipe, prepared, stages, state, settings, out)
     return _finish(recipe, prepared, state, evaluator, out)
 
@@ -79,7 +76,7 @@ def _state(recipe: Recipe, prepared: Prepared, out: Path) -> State:
     return State(new_student(recipe, prepared.vocabulary), planned=recipe.train.tokens)
 
 
-def _settings(recipe: Recipe, where: Place, policy: Policy) -> Settings:
+def settings_of(recipe: Recipe, where: Place, policy: Policy) -> Settings:
     train = recipe.train
     micro = (train.micro_batch_tokens or train.batch_tokens) // recipe.data.sequence
     return Settings(
