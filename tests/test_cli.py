@@ -50,7 +50,7 @@ def test_train_and_again(world, tmp_path, monkeypatch, capsys):
     ("change", "words"),
     [
         ("method.name=kii", "there is no method 'kii'; did you mean 'ki'?"),
-        ("method.untill=0.5", "unknown key 'method.untill'; did you mean 'until'?"),
+        ("method.untill=0.5", "unknown key 'method.untill'; did you mean 'method.until'?"),
         ("method.until=1.5", "method.until must be less than or equal to 1"),
         ("method.shape=wave", "method.shape must be"),
         ("data.train.0.path=/nowhere", "no text at /nowhere"),
@@ -59,7 +59,7 @@ def test_train_and_again(world, tmp_path, monkeypatch, capsys):
         ("train.device=cuda", "PyTorch sees no GPU"),
         ("student.vocab=10", "student.vocab 10 is less than"),
         ("seed=1e30", "seed must be less than"),
-        ("student.hidden=100000000", "not enough memory"),
+        ("student.hidden=400000", "not enough memory"),
     ],
 )
 def test_mistakes_are_one_sentence(world, tmp_path, monkeypatch, capsys, change, words):

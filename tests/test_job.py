@@ -319,7 +319,7 @@ def test_full_disk_is_one_sentence_and_loses_nothing(world, tmp_path):
         process = start(recipe, disk / "run", world)
         _, errors = process.communicate()
         assert process.returncode == 2, errors
-        assert errors.decode().splitlines()[-1].startswith("bequest: cannot write")
+        assert errors.decode().splitlines()[-1].startswith("bequest: cannot use")
         assert "the disk is full" in errors.decode().splitlines()[-1]
         assert b"Traceback" not in errors
         saved = checkpoint.existing(disk / "run")

@@ -23,8 +23,9 @@ from .types import RecipeError
 Positive = Annotated[int, at.Gt(0), at.Lt(1 << 62)]
 Count = Annotated[int, at.Ge(0), at.Lt(1 << 62)]
 Share = Annotated[float, at.Ge(0.0), at.Le(1.0)]
-NotNegative = Annotated[float, at.Ge(0.0)]
-AboveZero = Annotated[float, at.Gt(0.0)]
+# Floats whose square is still a number in fp32.
+NotNegative = Annotated[float, at.Ge(0.0), at.Le(1e15)]
+AboveZero = Annotated[float, at.Ge(1e-15), at.Le(1e15)]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -66,7 +67,10 @@ def parse(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{where}{line}: not valid YAML ({problem}); mend that place") from None
+    except RecursionError:
+        raise RecipeError(f"{where}: too many brackets inside one another; a recipe is a mapping of keys") from None
 
 
 def write(value: Mapping[str, Any], path: Path) -> None:
@@ -106,7 +110,10 @@ def _loader() -> Any:
 
     def construct_number(loader: Any, node: Any) -> int | float:
         text = node.value.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
-        number = float(text)
+        try:
+            number = float(text)
+        except ValueError:
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is not a number", node.start_mark) from None
         if re.fullmatch(r"[-+]?\d+", text):
             return int(text)
         return int(number) if "e" in text and number.is_integer() else number  # 4e6 tokens is a count
@@ -123,6 +130,12 @@ def _loader() -> Any:
             found[key] = loader.construct_object(value_node, deep=True)
         return found
 
+    # Nothing but numbers, truth, text, lists and mappings: no bytes, dates or sets by their tags.
+    known = ("float", "bool", "null", "str", "seq", "map")
+    tags = [f"tag:yaml.org,2002:{kind}" for kind in known]
+    Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in tags} | {
+        None: yaml.SafeLoader.construct_undefined
+    }
     Loader.add_constructor("tag:yaml.org,2002:float", construct_number)
     Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
     return Loader
@@ -190,7 +203,8 @@ def salvage(cls: type[C], raw: Mapping[str, Any], where: str, prefix: str = "") 
         except ValidationError as error:
             fresh = {".".join(map(str, e["loc"])): e for e in error.errors(include_url=False)}
             fresh = {key: e for key, e in fresh.items() if key not in mistakes}  # what was left out is not missing
-            mistakes |= {key: f"{where}: {_sentence(cls, e, prefix)}" for key, e in fresh.items()}
+            place = f"{where}: " if where else ""
+            mistakes |= {key: place + _sentence(cls, e, prefix) for key, e in fresh.items()}
             if not fresh or not all(_leave_out(rest, e["loc"]) for e in reversed(fresh.values())):
                 return None, mistakes
 
@@ -237,7 +251,7 @@ def _nearest(cls: type[Config], loc: list[str], prefix: str) -> str:
     """Which key was meant: one beside it, the same one elsewhere, or the list of what there is."""
     beside = sorted(_fields_at(cls, loc[:-1]))
     if close := difflib.get_close_matches(loc[-1], beside, 1, 0.6):
-        return f"did you mean {close[0]!r}?"
+        return f"did you mean {'.'.join(filter(None, [prefix, *loc[:-1], close[0]]))!r}?"
     elsewhere = [path for path in _all_keys(cls) if path.split(".")[-1] == loc[-1]]
     if elsewhere:
         return f"did you mean {'.'.join(filter(None, [prefix, elsewhere[0]]))!r}?"

@@ -17,8 +17,9 @@ DISK_FAULTS = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EROFS: "the file system is read-only; choose another folder",
-    errno.EACCES: "it may not be written; choose another folder or change its permissions",
-    errno.EPERM: "it may not be written; choose another folder or change its permissions",
+    errno.EACCES: "permission denied; choose another or change its permissions",
+    errno.EPERM: "permission denied; choose another or change its permissions",
+    errno.ENAMETOOLONG: "its name is too long; check the path",
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
     errno.EEXIST: "a file of that name is in the way; choose another folder",
 }
@@ -91,7 +92,7 @@ def machine_errors() -> tuple[type[Exception], ...]:
 
 
 def machine_fault(error: BaseException) -> str | None:
-    """How to say that a disk or the memory is at its end; None for any other error."""
+    """How to say that a disk or the memory is at its end, or that a file is out of reach; None for any other error."""
     if isinstance(error, MemoryError | RuntimeError):
         spent = isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
         lower = "lower train.micro_batch_tokens, data.sequence or the student's sizes"
@@ -102,4 +103,4 @@ def machine_fault(error: BaseException) -> str | None:
         found = re.search(r"os error (\d+)", str(error))
         number, where = int(found[1]) if found else None, "the checkpoint"
     fault = DISK_FAULTS.get(number or 0)
-    return f"cannot write {where}: {fault}" if fault else None
+    return f"cannot use {where}: {fault}" if fault else None

@@ -6,15 +6,21 @@ The method's own keys are decoded by the method (its fields are its hyper-parame
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import annotated_types as at
 
 from .config import AboveZero, Config, Count, NotNegative, Positive, Share, override, read, salvage
 from .types import RecipeError
 
 CAUSAL_FAMILIES = ("llama", "qwen3", "gpt2")
 MASKED_FAMILIES = ("bert", "roberta")
+MOST_PARAMETERS = 1e13
+"""More is a slip of the finger."""
 
 
 class Text(Config):
@@ -69,7 +75,7 @@ class Student(Config):
     load: str = ""
     family: Literal["", "llama", "qwen3", "gpt2", "bert", "roberta"] = ""
     hidden: Positive = 256
-    layers: Positive = 4
+    layers: Annotated[int, at.Gt(0), at.Le(10_000)] = 4
     heads: Positive = 4
     kv_heads: Count = 0
     """Key-value heads (llama, qwen3); 0 is as many as heads."""
@@ -140,7 +146,7 @@ class Train(Config):
     log_every_steps: Positive = 1
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Count = 0
+    threads: Annotated[int, at.Ge(0), at.Le(4096)] = 0
     """CPU threads; 0 is PyTorch's own choice."""
 
 
@@ -251,6 +257,9 @@ def _student_problems(student: Student, objective: str) -> list[str]:
     if student.load:
         return []
     found = []
+    size = student.layers * 4 * student.hidden * (student.hidden + (student.feed_forward or student.hidden))
+    if size + student.vocab * student.hidden > MOST_PARAMETERS:
+        found.append("the student would have more than 1e13 parameters; lower student.hidden, layers or feed_forward")
     families = CAUSAL_FAMILIES if objective == "causal" else MASKED_FAMILIES
     if student.family not in families:
         found.append(
@@ -267,3 +276,12 @@ def _student_problems(student: Student, objective: str) -> list[str]:
     if student.kv_heads and student.family not in ("llama", "qwen3"):
         found.append(f"student.kv_heads has no meaning for family {student.family}; leave it out")
     return found
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors about a recipe name its file, wherever they are found."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(*(p if p.startswith(f"{path}:") else f"{path}: {p}" for p in error.problems)) from None

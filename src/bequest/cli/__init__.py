@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..types import BequestError, Stopped
+from ..types import BequestError, RecipeError, Stopped
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -39,6 +39,29 @@ def train(
     from .train import command
 
     command(recipe, tuple(overrides or ()), out)
+
+
+@app.command()
+def check(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML file.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example data.sequence=512", metavar="[KEY=VALUE]...")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/<name> unless given.")] = None,
+    time: Annotated[
+        bool, typer.Option("--time", help="Also try it out for 20 seconds and say how long it will take.")
+    ] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+) -> None:
+    """Say what RECIPE would do and cost, or everything that is wrong with it. Trains nothing."""
+    from .check import command, schema_text
+
+    if schema:
+        typer.echo(schema_text())
+    elif recipe is None:
+        raise RecipeError("name the recipe to check, for example: bequest check recipes/ki-small.yaml")
+    else:
+        command(recipe, tuple(overrides or ()), out, time)
 
 
 @app.command()

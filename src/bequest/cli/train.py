@@ -14,7 +14,8 @@ def command(path: Path, overrides: tuple[str, ...], out: Path | None) -> None:
     from ..report import table
 
     folder = out or Path("runs") / recipe.name
-    summary = train(recipe, folder)
+    with recipes.named(path):
+        summary = train(recipe, folder)
     if summary.get("was_finished"):
         print(
             f"{folder} is finished already; "

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,17 +40,29 @@ def files(text: Text) -> list[Path]:
     """The files that a source names, sorted. A folder stands for all files in it that we can read."""
     path = Path(text.path).expanduser()
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and _format(p))
+        found = sorted(p for p in _inside(path) if p.is_file() and _format(p))
     elif any(c in text.path for c in "*?["):
         found = sorted(p for name in glob.glob(str(path), recursive=True) if (p := Path(name)).is_file())
     else:
         found = [path] if path.exists() else []
+        if found and not path.is_file():
+            raise DataError(f"{path} is neither a file nor a folder; give one of those, or a glob")
     if not found:
         raise DataError(
             f"no text at {text.path}; "
             f"give a file, a folder with {', '.join(FORMATS)} files (also .gz, .zst), or a glob that matches some"
         )
     return found
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"cannot read the folder {error.filename} ({error.strerror}); change its permissions or leave it out"
+        )
+
+    for root, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(root) / name for name in names)
 
 
 def identity(text: Text) -> dict[str, Any]:
@@ -112,7 +125,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8")
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} line {number}: not UTF-8 text (byte {error.start}); convert the file to UTF-8"
@@ -145,14 +158,7 @@ def _from_jsonl(path: Path, field: str) -> Iterator[str]:
                 f'{path} line {number}: not JSON; every line must be an object such as {{"{field}": "..."}}'
             ) from None
         if not isinstance(found, dict) or not isinstance(found.get(field), str):
-            keys = (
-                f"its keys are {', '.join(map(str, found))}"
-                if isinstance(found, dict) and found
-                else "it is not an object with keys"
-            )
-            raise DataError(
-                f"{path} line {number}: no text under the key {field!r} ({keys}); name the right key with field:"
-            )
+            raise DataError(f"{path} line {number}: {_instead(found, field)}")
         try:
             found[field].encode()
         except UnicodeEncodeError:
@@ -160,6 +166,16 @@ def _from_jsonl(path: Path, field: str) -> Iterator[str]:
                 f"{path} line {number}: half a surrogate pair is not text; mend or drop that line"
             ) from None
         yield found[field]
+
+
+def _instead(found: Any, field: str) -> str:
+    """What stands where the text should be."""
+    if not isinstance(found, dict):
+        return f'not an object; each line is one such as {{"{field}": "..."}}'
+    if field in found:
+        return f"the value under {field!r} is {json.dumps(found[field])[:40]}, not text; mend or drop that line"
+    keys = f"its keys are {', '.join(map(str, found))}" if found else "it has no keys"
+    return f"no text under the key {field!r} ({keys}); name the right key with field:"
 
 
 def _from_text(path: Path) -> Iterator[str]:

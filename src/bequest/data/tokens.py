@@ -74,8 +74,9 @@ def build(
     docs: Callable[[], Iterable[Doc]],
     vocabulary: Vocabulary,
     progress: Progress | None = None,
+    where: str = "",
 ) -> TokenStore:
-    """The store in `folder`, written first where it is missing or unfinished.
+    """The store in `folder`, written first where it is missing or unfinished; `where` says in errors what it is made of.
 
     Raises DataError when the source holds no document.
     """
@@ -86,7 +87,7 @@ def build(
             done = _write(folder, done, docs(), vocabulary, progress)
     if not done.documents:
         raise DataError(
-            f"the source {source!r} holds no document with text in it; check its path, its field and the split"
+            f"the source {where or repr(source)} holds no document with text in it; check its path, its field and the split"
         )
     return _open(folder, source, done)
 
@@ -96,6 +97,12 @@ def _done(folder: Path) -> _Done:
         return _Done(**json.loads((folder / "progress.json").read_text()))
     except FileNotFoundError:
         return _Done()
+    except (ValueError, TypeError):
+        raise DataError(_damaged(folder, "progress.json")) from None
+
+
+def _damaged(folder: Path, name: str) -> str:
+    return f"the token store {folder} is damaged ({name}); delete that folder and run again"
 
 
 def _open(folder: Path, source: str, done: _Done) -> TokenStore:
@@ -107,9 +114,7 @@ def _open(folder: Path, source: str, done: _Done) -> TokenStore:
         ("hashes", 8, done.documents),
     ):
         if (folder / name).stat().st_size != width * count:
-            raise DataError(
-                f"the token store {folder} is damaged ({name} has the wrong size); delete that folder and run again"
-            )
+            raise DataError(_damaged(folder, name))
     mapped: Callable[[str, Any], Any] = lambda name, kind: np.memmap(folder / name, kind, "r")
     ends, sizes, hashes = mapped("ends", np.int64), mapped("bytes", np.int64), mapped("hashes", np.uint64)
     return TokenStore(source, mapped("tokens", dtype), ends, sizes, hashes, done.digest)

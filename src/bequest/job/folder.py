@@ -67,7 +67,12 @@ def record(folder: Path, recipe: dict[str, Any]) -> None:
 def summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run."""
     path = folder / "summary.json"
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError:
+        raise FolderError(f"{path} is damaged; delete it and run again: nothing is trained twice") from None
     return found
 
 

@@ -6,10 +6,10 @@ architecture, loss or optimiser. What a live process adds to that (code, allocat
 
 from __future__ import annotations
 
+import resource
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,34 +18,28 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..device import Place
+from ..loss.combine import next_token, weighted
 from ..model.language import LanguageModel
 from ..optim import Optimiser
+from ..recipe import OptimiserSettings
 from ..train.run import Settings, Trained
 from ..types import Batch, Clock, LossFn, Rows
+from .heap import Event, high_water
+
+STEPS = 4
+"""The first has no moments yet, and the heap is nearly steady after these."""
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of tensors. `peak` is everything at the worst moment of a step, the other parts included."""
-
-    weights: int
-    moments: int
-    teachers: int
-    peak: int
-
-    @property
-    def activations(self) -> int:
-        """What a step needs beside weights and moments: activations, gradients, chunks of logits, temporaries."""
-        return self.peak - self.weights - self.moments - self.teachers
-
-
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the storages that live; each is counted once, whatever number of views it has."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._known: dict[int, int] = {}
+        self.events: list[Event] = []
+        self._known: dict[int, tuple[int, int]] = {}  # by storage: number and size
+        self._number = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -59,41 +53,63 @@ class _Counting(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:
-            self._known[key] = size
+            self._number += 1
+            self._known[key] = (self._number, size)
+            self.events.append((self._number, size))
             self.now += size
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._freed, key)
 
     def _freed(self, key: int) -> None:
-        self.now -= self._known.pop(key, 0)
+        number, size = self._known.pop(key)
+        self.events.append((number, -1))
+        self.now -= size
 
 
-def footprint(model: LanguageModel, loss: LossFn, teachers: Sequence[LanguageModel], batch: Batch, settings: Settings) -> Footprint:
-    """The tensors of two steps of `loss` on a batch. The models are on the device `meta` and are used up."""
+def made_fake(model: LanguageModel, mode: FakeTensorMode) -> LanguageModel:
+    """Give a model on the device `meta` fake weights on the CPU."""
+    with mode:
+        model.to_empty(device="cpu")
+        model.model.tie_weights()
+    return model
+
+
+def footprint(
+    model: LanguageModel,
+    loss: LossFn,
+    teachers: Iterable[LanguageModel],
+    batch: Batch,
+    clock: Clock,
+    settings: Settings,
+    mode: FakeTensorMode,
+) -> dict[str, int]:
+    """Bytes at the worst moment of a step of `loss` on a batch, by what they are for. The models are made fake in `mode`."""
     micros = list(batch.micro(settings.micro_batch))[:2]
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, _Counting() as counting:
-        for teacher in teachers:
-            _made_fake(teacher)
-        teachers_bytes = counting.now
-        trained = Trained(_made_fake(model), loss).train()
-        weights = counting.now - teachers_bytes
+    with mode, _Counting() as counting:
+        weights, taught = _hold(counting, [model]), _hold(counting, teachers)
+        trained = Trained(model, loss).train()
         optimiser = Optimiser(trained, settings.optimiser)
-        for step in range(2):
+        for _ in range(STEPS):
             counting.peak = counting.now
             for micro in micros:
                 with settings.place.autocast():
-                    found = trained(_fake(micro, fake), Clock(0, 1))
+                    found = trained(_fake(micro, mode), clock)
                 found.total.backward()
                 del found
             nn.utils.clip_grad_norm_(optimiser.parameters, settings.clip or torch.inf)
             optimiser.step(1.0)
-        return Footprint(weights, counting.now - weights - teachers_bytes, teachers_bytes, counting.peak)
+        moments = sum(value.untyped_storage().nbytes() for value in optimiser.state().values())
+        parts = {"weights": weights, "optimiser": moments, "teachers": taught}
+        parts["activations"] = counting.peak - sum(parts.values())
+        return parts | {"gaps": high_water(counting.events) - counting.peak}
 
 
-def _made_fake(model: LanguageModel) -> LanguageModel:
-    model.to_empty(device="cpu")
-    model.model.tie_weights()
-    return model
+def _hold(counting: _Counting, models: Iterable[LanguageModel]) -> int:
+    before = counting.now
+    for model in models:
+        for tensor in (*model.parameters(), *model.buffers()):
+            counting.count(tensor)
+    return counting.now - before
 
 
 def _fake(batch: Batch, mode: FakeTensorMode) -> Batch:
@@ -101,3 +117,21 @@ def _fake(batch: Batch, mode: FakeTensorMode) -> Batch:
         mode.from_tensor(t) for t in (batch.tokens_BT, batch.segments_BT, batch.rows.index_N, batch.rows.target_N)
     )
     return replace(batch, tokens_BT=tokens_BT, segments_BT=segments_BT, rows=Rows(index_N, target_N))
+
+
+def process_bytes(place: Place, settings: OptimiserSettings) -> int:
+    """Memory of this process once everything that training runs has been loaded: after one step of almost nothing."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+    )
+    trained = Trained(LanguageModel(LlamaForCausalLM(config)), weighted((1.0, next_token)))
+    tokens_BT = torch.ones(1, 16, dtype=torch.long)
+    rows = Rows(torch.arange(15), tokens_BT[0, 1:])
+    optimiser = Optimiser(trained, settings)
+    with place.autocast():
+        trained(Batch(tokens_BT, tokens_BT * 0, rows, 15, False, ("",), (b"",)), Clock(0, 1)).total.backward()
+    optimiser.step(1.0)
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()

@@ -60,7 +60,7 @@ def find_method(recipe: Recipe) -> Method:
     """
     name = recipe.method["name"]
     fields = {key: value for key, value in recipe.method.items() if key != "name"}
-    method = config.decode(methods.find(name), fields, f"method {name}", "method")
+    method = config.decode(methods.find(name), fields, "", "method")
     for teacher in method.needs:
         if teacher not in recipe.teachers:
             raise RecipeError(f"method {name} needs a teacher; add teachers: {{{teacher}: PATH}}")
@@ -190,7 +190,8 @@ def packs(recipe: Recipe, vocabulary: Vocabulary, objective: Objective, side: st
         key += [recipe.data.valid_fraction, side if recipe.data.valid_fraction else "", tokens.FORMAT]
         folder = cache() / "tokens" / fingerprint(key)
         docs = partial(_documents, own, recipe, side)
-        store = tokens.build(folder, name, docs, vocabulary, Reading(f"tokenising {name} ({side})"))
+        where = f"{name!r} ({', '.join(t.path or t.hub for t in own)})"
+        store = tokens.build(folder, name, docs, vocabulary, Reading(f"tokenising {name} ({side})"), where)
         if side == "valid" and recipe.eval.tokens:
             store = store.first(recipe.eval.tokens)
         found.append(Pack(store, recipe.data.sequence, objective.overlap))
@@ -219,12 +220,19 @@ def weights_identity(path: str) -> str:
     return digest.hexdigest() if files else path
 
 
-def new_student(recipe: Recipe, vocabulary: Vocabulary, device: str = "cpu") -> LanguageModel:
+def new_student(recipe: Recipe, vocabulary: Vocabulary) -> LanguageModel:
     """The successor at step 0: the same weights for the same seed, whatever the method."""
     torch.manual_seed(seed_of(recipe.seed))
     if recipe.student.load:
-        return build.load(recipe.student.load, recipe.data.objective, recipe.student.remote_code, device)
-    with torch.device(device):
+        return build.load(recipe.student.load, recipe.data.objective, recipe.student.remote_code)
+    return build.build(recipe.student, vocabulary, recipe.data.sequence)
+
+
+def outline(recipe: Recipe, vocabulary: Vocabulary) -> LanguageModel:
+    """The successor without its numbers, on the device `meta`."""
+    if recipe.student.load:
+        return build.outline(recipe.student.load, recipe.data.objective, recipe.student.remote_code)
+    with torch.device("meta"):
         return build.build(recipe.student, vocabulary, recipe.data.sequence)
 
 

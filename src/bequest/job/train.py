@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from ..device import Place, place
 from ..eval.held_out import HeldOut, validate
@@ -34,7 +33,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
 
     Raises BequestError for what a user can mend, Stopped when a signal asked the run to stop (it is saved then).
     """
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours says enough
+    build.quiet()
     method = find_method(recipe)
     with folder.opened(out):
         old = folder.recorded(out)

@@ -76,25 +76,47 @@ def _sizes(student: Student, positions: int, padding: int) -> dict[str, Any]:
     }
 
 
-def load(path: str, objective: str, remote_code: bool = False, device: str = "cpu") -> LanguageModel:
-    """The causal or masked language model in a folder or on a hub, in fp32; on the device `meta` without its numbers.
+def quiet() -> None:
+    """Keep transformers and datasets from telling about loading: our own sentences say enough."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+
+
+def outline(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
+    """The model in a folder or on a hub without its numbers, on the device `meta`."""
+    import torch
+
+    config = config_of(path, remote_code)
+    with torch.device("meta"):
+        return LanguageModel(_kinds()[objective].from_config(config, trust_remote_code=remote_code))
+
+
+def _kinds() -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    return {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
+
+
+def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
+    """The causal or masked language model in a folder or on a hub, in fp32.
 
     Raises ModelError when there is none of that kind.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     config = config_of(path, remote_code)
-    kinds = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
     _check_kind(path, config, objective)
     try:
-        model, report = kinds[objective].from_pretrained(
+        model, report = _kinds()[objective].from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
-            device_map=device,
             trust_remote_code=remote_code,
             output_loading_info=True,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..files import replace_text
 from ..train.run import StageEnded, State, Stepped
+from ..types import FolderError
 
 
 class Metrics:
@@ -31,11 +32,19 @@ class Metrics:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a metrics file; a last line that a kill cut short is left out."""
+    """The objects of a metrics file; a last line that a kill cut short is left out.
+
+    Raises FolderError when another line is not an object of ours.
+    """
     if not path.exists():
         return
-    for line in path.read_text().splitlines():
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            found = json.loads(line)
+            found["step"], found["tokens"]
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise FolderError(f"{path} line {number} is damaged; drop that line to go on") from None
             return
+        yield found

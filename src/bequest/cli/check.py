@@ -1,0 +1,99 @@
+"""`bequest check`: what a recipe would do and cost, or everything that is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from .. import recipe as recipes
+from ..report import table
+
+if TYPE_CHECKING:
+    from ..job.check import Plan
+
+MIB = 1 << 20
+
+
+def command(path: Path, overrides: tuple[str, ...], out: Path | None, time: bool) -> None:
+    """Print the plan and what it costs, or every problem, and then leave with 2."""
+    recipe, problems = recipes.examine(path, overrides)
+    if recipe:
+        from ..job import check  # a mistake in the recipe alone should not wait for torch
+        from ..model import build
+
+        build.quiet()
+        folder = out or Path("runs") / recipe.name
+        problems += [sentence for sentence in check.problems(recipe, folder) if sentence not in problems]
+    for sentence in problems:
+        print(f"bequest: {sentence}", file=sys.stderr)
+    if recipe is None or problems:
+        raise SystemExit(2)
+    _show(recipe.name, check.plan(recipe, folder))
+    if time:
+        from ..job.calibrate import calibrate
+
+        seconds = calibrate(recipe, folder)
+        print(f"time here: {_span(seconds.training)} of training, {_span(seconds.validation)} of validation")
+
+
+def _show(name: str, plan: Plan) -> None:
+    found = Table(title=f"the plan of {name}", title_justify="left")
+    for column in ("stage", "steps", "tokens", "steps with a teacher", "student FLOPs", "teacher FLOPs"):
+        found.add_column(column, justify="left" if column == "stage" else "right")
+    for s in plan.stages:
+        about = "" if s.exact else "about "
+        found.add_row(
+            s.name,
+            f"{s.steps:,}",
+            f"{s.tokens:,}",
+            f"{s.taught:.0%}",
+            f"{about}{s.student_flops:.4g}",
+            f"{about}{s.teacher_flops:.4g}",
+        )
+    table.show(found)
+    both = plan.student_flops + plan.teacher_flops
+    print("parameters: " + ", ".join(f"{what} {count:,}" for what, count in plan.parameters.items()))
+    print(f"cost: {both:.4g} FLOPs, {plan.teacher_flops / both:.1%} of them the teachers' forward passes")
+    worst = max(plan.stages, key=lambda s: sum(s.memory.values())).memory
+    parts = ", ".join(f"{what} {_mb(size)}" for what, size in {"process": plan.process, **worst}.items())
+    print(f"memory: {_mb(plan.memory)} ({parts}; one chunk of logits {_mb(plan.chunk)})")
+    print(
+        "disk: " + ", ".join(f"{what} {_mb(size)}" for what, size in plan.disk.items()) + f"; {_mb(plan.free)} are free"
+    )
+    for warning in plan.warnings:
+        print(f"warning: {warning}")
+
+
+def _mb(size: float) -> str:
+    return f"{size / MIB:,.0f} MB"
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def schema_text() -> str:
+    """The JSON schema of recipes, short forms and the methods' own keys included, so that editors complete and underline."""
+    from .. import config, methods
+    from ..recipe import Recipe
+
+    found = config.schema(Recipe)
+    definitions, properties = found["$defs"], found["properties"]
+    teacher = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/TeacherModel"}]}
+    properties["teachers"]["additionalProperties"] = teacher
+    properties["method"] = {"anyOf": [{"enum": methods.names()}], "description": "The method and its hyper-parameters."}
+    for name in methods.names():
+        own = config.schema(methods.find(name))
+        own["properties"] = {"name": {"const": name}} | own.get("properties", {})
+        own["required"] = ["name", *own.get("required", [])]
+        definitions[f"method_{name}"] = own
+        properties["method"]["anyOf"].append({"$ref": f"#/$defs/method_{name}"})
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A Bequest recipe"}
+    return json.dumps(found | head, indent=1)
