@@ -68,7 +68,7 @@ def test_hub_layout_in_a_local_folder(tmp_path):
         (b'{"text": "a"}\nnot json\n', "line 2: not JSON"),
         (b'{"text": "a"}\n{"body": "b"}\n', "line 2: no text under the key 'text' (its keys are body)"),
         (b'{"text": "a"}\n[1]\n', "line 2: not an object"),
-        (b'{"text": "a"}\n{"text": 3}\n', "line 2: the value under .text. is 3"),
+        (b'{"text": "a"}\n{"text": 3}\n', "line 2: the value under 'text' is 3"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: not UTF-8"),
         (b'{"text": "a"}\n' + b"[" * 100_000, "line 2: not JSON"),
     ],

@@ -25,7 +25,8 @@ Count = Annotated[int, at.Ge(0), at.Lt(1 << 62)]
 Share = Annotated[float, at.Ge(0.0), at.Le(1.0)]
 # Floats whose square is still a number in fp32.
 NotNegative = Annotated[float, at.Ge(0.0), at.Le(1e15)]
-AboveZero = Annotated[float, at.Ge(1e-15), at.Le(1e15)]
+AboveZero = Annotated[float, at.Gt(0.0), at.Le(1e15)]
+Temperature = Annotated[float, at.Ge(0.01), at.Le(100.0)]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

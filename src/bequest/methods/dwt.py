@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from ..config import AboveZero, NotNegative, Share
+from ..config import NotNegative, Share, Temperature
 from ..loss.combine import distil, next_token, weighted
 from ..loss.schedule import SHAPES
 from ..train.plan import Inputs, Method, Stage
@@ -28,7 +28,7 @@ class DWT(Method):
     until: Share = 1.0
     """The share of the run over which the weight moves."""
     shape: Literal["linear", "cosine", "heaviside"] = "linear"
-    temperature: AboveZero = 1.0
+    temperature: Temperature = 1.0
 
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
         """One stage."""

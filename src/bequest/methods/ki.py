@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from ..config import AboveZero, Share
+from ..config import Share, Temperature
 from ..loss.combine import distil, next_token, weighted
 from ..loss.schedule import SHAPES, until_passed
 from ..train.plan import Inputs, Method, Stage
@@ -22,7 +22,7 @@ class KI(Method):
     """The share of the run after which the rate is exactly zero; 40k of 125k steps for BASE to LARGE (table 7)."""
     shape: Literal["linear", "constant", "heaviside", "cosine", "wsd"] = "linear"
     """The rate's course; the paper compares linear, Heaviside and constant (section 4.1)."""
-    temperature: AboveZero = 1.0
+    temperature: Temperature = 1.0
     """Of both models; the released code uses 2."""
     compare_every: Share | None = None
     """Compare student and teacher on reserved training text every such share of the run, and let the teacher go once it is passed."""
