@@ -65,6 +65,18 @@ def check(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, finished or not.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page about RUNS, side by side: curves, cost, what inheriting saved, who descends from whom."""
+    from ..report import page, record
+
+    page.write([record.read(run) for run in runs], out)
+    typer.echo(f"the report: {out}")
+
+
+@app.command()
 def demo(
     text: Annotated[
         Path | None,

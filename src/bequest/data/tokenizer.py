@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,6 +147,8 @@ def _sample(docs: Iterable[Doc], limit: int) -> Iterator[str]:
             return
 
 
-def save(tokenizer: Any, folder: Path) -> None:
-    """Write the tokenizer beside a model, as transformers reads it."""
-    tokenizer.save_pretrained(folder)
+def saved(tokenizer: Any) -> dict[str, bytes]:
+    """The files of a tokenizer as transformers reads them. (Its own writer cannot say that a disk is full.)"""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

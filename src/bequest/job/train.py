@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
+from ..data.tokenizer import saved
 from ..device import Place, place
 from ..eval.held_out import HeldOut, validate
 from ..model import build
 from ..optim import Policy
 from ..recipe import Recipe
+from ..report import page
+from ..report.card import card
 from ..report.metrics import Metrics
 from ..report.progress import Training, console
+from ..report.record import LINEAGE, read, remember
 from ..train import checkpoint
 from ..train.plan import Method, Stage
 from ..train.run import Settings, StageEnded, State, Stepped, run
 from ..types import Stopped, TrainingError
-from . import extend, folder
+from . import extend, folder, lineage
 from .prepare import Prepared, find_method, inputs, new_student, opener, prepare, resolved
 
 
@@ -61,10 +66,14 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
         before = tuple(method.plan(inputs(shorter, prepared, where, out, load)))
         extend.refuse_if_different(before, stages, policy, recipe.train.batch_tokens, state.run_step)
     folder.record(out, resolved(recipe, method))
+    remember(out)
     (out / "summary.json").unlink(missing_ok=True)
     settings = settings_of(recipe, where, policy)
-    evaluator = _run(recipe, prepared, stages, state, settings, out)
-    return _finish(recipe, prepared, state, evaluator, out)
+    tokenizer = saved(prepared.vocabulary.tokenizer)
+    writer = Writer(resolved(recipe, method), lineage.of(recipe, _parameters(state), 0), tokenizer)
+    (out / LINEAGE).write_text(json.dumps(writer.lineage, indent=1))
+    _run(recipe, prepared, stages, state, settings, out, writer)
+    return _finish(recipe, prepared, state, writer, where, out)
 
 
 def _state(recipe: Recipe, prepared: Prepared, out: Path) -> State:
@@ -92,12 +101,18 @@ def settings_of(recipe: Recipe, where: Place, policy: Policy) -> Settings:
 
 
 def _run(
-    recipe: Recipe, prepared: Prepared, stages: Sequence[Stage], state: State, settings: Settings, out: Path
-) -> Evaluator:
+    recipe: Recipe,
+    prepared: Prepared,
+    stages: Sequence[Stage],
+    state: State,
+    settings: Settings,
+    out: Path,
+    writer: Writer,
+) -> None:
     train = recipe.train
     metrics = Metrics(out / "metrics.jsonl", train.log_every_steps, state.run_step)
-    saver = checkpoint.Saver(out, prepared.vocabulary.tokenizer, prepared.identity, train.save_every_tokens, train.keep)
-    evaluator = Evaluator(prepared.held_out, settings.place, metrics, recipe.eval.every_tokens)
+    saver = checkpoint.Saver(out, writer, prepared.identity, train.save_every_tokens, train.keep)
+    evaluator = Evaluator(prepared.held_out, settings.place, metrics, recipe.eval.every_tokens, writer.valid)
     with Training(train.tokens, recipe.name) as progress, stopping(saver, out) as stopper:
         try:
             run(stages, state, settings, (metrics, evaluator, progress, saver, stopper))
@@ -105,7 +120,31 @@ def _run(
             saved = checkpoint.existing(out)
             good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint before it"
             raise TrainingError(f"{error}; {good}") from None
-    return evaluator
+
+
+@dataclass
+class Writer:
+    """Writes a model as a Hugging Face folder, with its card and its lineage."""
+
+    recipe: Mapping[str, Any]
+    lineage: lineage.Lineage
+    tokenizer: Mapping[str, bytes]
+    """Its files."""
+    valid: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The latest validation."""
+
+    def __call__(self, state: State, temporary: Path) -> None:
+        """Fill a folder."""
+        state.model.model.save_pretrained(temporary)
+        for name, content in self.tokenizer.items():
+            (temporary / name).write_bytes(content)
+        now = self.lineage | {"tokens": state.tokens, "parameters": _parameters(state)}
+        (temporary / LINEAGE).write_text(json.dumps(now, indent=1))
+        (temporary / "README.md").write_text(card(self.recipe, now, asdict(state.ledger), self.valid))
+
+
+def _parameters(state: State) -> int:
+    return sum(p.numel() for p in state.model.parameters())
 
 
 @dataclass
@@ -116,15 +155,13 @@ class Evaluator:
     place: Place
     metrics: Metrics
     every_tokens: int
-    latest: dict[str, dict[str, float]] = field(default_factory=dict)
+    latest: dict[str, dict[str, float]]
 
     def __call__(self, state: State, event: Stepped | StageEnded) -> None:
         """Validate if it is time."""
         if isinstance(event, Stepped) and (event.crosses(self.every_tokens) or event.last):
-            self.latest = validate(state.model, self.held_out, self.place)
-            line = {"step": event.run_step, "tokens": event.tokens, "seconds": round(event.seconds, 3)}
-            costs = {"student_flops": state.ledger.student_flops, "teacher_flops": state.ledger.teacher_flops}
-            self.metrics.add({**line, **costs, "valid": self.latest})
+            self.latest.update(validate(state.model, self.held_out, self.place))
+            self.metrics.add({"step": event.run_step, "tokens": event.tokens, **event.cost(), "valid": self.latest})
 
 
 @contextmanager
@@ -150,23 +187,28 @@ def stopping(saver: checkpoint.Saver, out: Path) -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _finish(recipe: Recipe, prepared: Prepared, state: State, evaluator: Evaluator, out: Path) -> dict[str, Any]:
-    checkpoint.save_model(state.model, prepared.vocabulary.tokenizer, out / "checkpoint")
+def _finish(
+    recipe: Recipe, prepared: Prepared, state: State, writer: Writer, place: Place, out: Path
+) -> dict[str, Any]:
+    # A run that was killed after its last step has nothing left to train, but is not validated yet.
+    writer.valid.update(writer.valid or validate(state.model, prepared.held_out, place))
+    checkpoint.save_model(state, out / "checkpoint", writer)
+    (out / LINEAGE).write_text((out / "checkpoint" / LINEAGE).read_text())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ledger = state.ledger
     summary = {
         "name": recipe.name,
         "method": recipe.method["name"],
         "tokens": state.tokens,
-        "student_parameters": sum(p.numel() for p in state.model.parameters()),
+        "student_parameters": _parameters(state),
         "student_flops": ledger.student_flops,
         "teacher_flops": ledger.teacher_flops,
         "wall_s": round(ledger.seconds, 2),
         "tokens_per_s": round(state.tokens / max(1e-9, ledger.seconds), 1),
         "peak_rss_mb": round(peak, 1),
-        # A run that was killed after its last step has nothing left to train, but is not validated yet.
-        "valid": evaluator.latest or validate(state.model, prepared.held_out, evaluator.place),
+        "valid": writer.valid,
         "checkpoint": str(out / "checkpoint"),
     }
     folder.finish(out, summary)
+    page.write([read(out)], out / "report.html")
     return summary

@@ -25,22 +25,24 @@ POSITION = ("node", "step", "run_step", "tokens", "planned")
 TRAINER, TENSORS = "trainer.json", "trainer.safetensors"
 
 
-def save_model(model: LanguageModel, tokenizer: Any, folder: Path) -> None:
-    """A Hugging Face folder: weights (safetensors), config and tokenizer."""
+WriteModel = Callable[[State, Path], None]
+"""Fills a folder with the model as Hugging Face reads it: weights (safetensors), config, tokenizer, card."""
+
+
+def save_model(state: State, folder: Path, write: WriteModel) -> None:
+    """The model alone."""
     with new_folder(folder) as temporary:
-        model.model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        write(state, temporary)
 
 
-def save(state: State, tokenizer: Any, folder: Path, identity: Mapping[str, Any]) -> None:
-    """A Hugging Face folder that also holds the trainer's state; `identity` must be equal when it is loaded."""
+def save(state: State, folder: Path, write: WriteModel, identity: Mapping[str, Any]) -> None:
+    """The model beside the trainer's state; `identity` must be equal when it is loaded."""
     from safetensors.torch import save_file
 
     moments, loss_state = state.snapshot()
     tensors = {f"moment/{k}": v for k, v in moments.items()} | {f"loss/{k}": v for k, v in loss_state.items()}
     with new_folder(folder) as temporary:
-        state.model.model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        write(state, temporary)
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / TENSORS)
         position = {name: getattr(state, name) for name in POSITION}
         journal = [asdict(entry) for entry in state.journal]
@@ -104,15 +106,15 @@ def existing(run: Path) -> list[Path]:
 class Saver:
     """Saves every so many tokens, at the end, and each stage's model; keeps the last few checkpoints. An observer."""
 
-    def __init__(self, run: Path, tokenizer: Any, identity: Mapping[str, Any], every_tokens: int, keep: int) -> None:
-        self.run, self.tokenizer, self.identity = run, tokenizer, identity
+    def __init__(self, run: Path, write: WriteModel, identity: Mapping[str, Any], every_tokens: int, keep: int) -> None:
+        self.run, self.write, self.identity = run, write, identity
         self.every_tokens, self.keep = every_tokens, keep
 
     def __call__(self, state: State, event: Stepped | StageEnded) -> None:
         """Save if it is time. A stage's end saves before the next stage begins, so that nothing is trained twice."""
         if isinstance(event, StageEnded):
             if not event.last:
-                save_model(state.model, self.tokenizer, self.run / "stages" / event.stage)
+                save_model(state, self.run / "stages" / event.stage, self.write)
             self.save(state)
         elif event.crosses(self.every_tokens):
             require_finite(event)
@@ -124,7 +126,7 @@ class Saver:
         # The same step has the same state: it was saved a moment ago, or before the run was resumed.
         if folder.exists():
             return folder
-        save(state, self.tokenizer, folder, self.identity)
+        save(state, folder, self.write, self.identity)
         for old in existing(self.run)[: -self.keep]:
             shutil.rmtree(old)
         return folder

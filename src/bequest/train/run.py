@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ class Stepped:
     norm: Tensor
     lr: float
     rate: float
-    seconds: float
+    ledger: Ledger
+    """What the run has cost up to here."""
 
     @property
     def last(self) -> bool:
@@ -111,8 +112,12 @@ class Stepped:
             "lr": self.lr,
             "rate": self.rate,
             "norm": self.norm.item(),
-            "seconds": round(self.seconds, 3),
+            **self.cost(),
         }
+
+    def cost(self) -> dict[str, float]:
+        """The ledger as part of a line."""
+        return {**asdict(self.ledger), "seconds": round(self.ledger.seconds, 3)}
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,7 @@ def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, s
         norm=norm,
         lr=settings.optimiser.lr * multiplier,
         rate=losses[0].rate,
-        seconds=state.ledger.seconds,
+        ledger=replace(state.ledger),
     )
 
 

@@ -1,0 +1,52 @@
+"""Who descends from whom: a model's predecessors, with sizes and tokens, as far back as the folders tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..model import build
+from ..recipe import Recipe, Student, TeacherModel
+from ..report.record import LINEAGE
+
+Lineage = dict[str, Any]
+"""{name, load, hub, parameters, tokens, method, as, predecessors}; tokens None where nobody wrote them down."""
+
+
+def of(recipe: Recipe, parameters: int, tokens: int) -> Lineage:
+    """The lineage of the model that a recipe makes, after so many tokens."""
+    loaded: list[tuple[str, str, TeacherModel | Student]]
+    loaded = [("teacher", name, t) for name, t in recipe.teachers.items() if t.control != "uniform"]
+    loaded += [("beginning", "student", recipe.student)] if recipe.student.load else []
+    return {
+        "name": recipe.name,
+        "load": None,
+        "hub": False,
+        "parameters": parameters,
+        "tokens": tokens,
+        "method": recipe.method["name"],
+        "predecessors": [
+            {"as": role, "in": name, **_predecessor(spec.load, recipe.data.objective, spec.remote_code)}
+            for role, name, spec in loaded
+        ],
+    }
+
+
+def _predecessor(load: str, objective: str, remote_code: bool) -> Lineage:
+    own = Path(load) / LINEAGE
+    if own.is_file():
+        found: Lineage = json.loads(own.read_text())
+        return found | {"load": load}
+    count = sum(p.numel() for p in build.outline(load, objective, remote_code).parameters())
+    hub = not Path(load).exists()
+    name = load if hub else Path(load).name
+    return {
+        "name": name,
+        "load": load,
+        "hub": hub,
+        "parameters": count,
+        "tokens": None,
+        "method": None,
+        "predecessors": [],
+    }

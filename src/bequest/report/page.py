@@ -1,0 +1,150 @@
+"""The report: one HTML file about one run or several, that opens offline and asks nobody for anything.
+
+Curves are drawn by uPlot (MIT), which stands in the page; every curve is thinned to a few hundred points first.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .. import config
+from ..files import replace_text
+from .record import Record
+from .table import savings
+
+POINTS = 600
+"""Per training curve."""
+AXES = ("tokens", "student_flops", "all_flops", "seconds")
+
+
+def write(records: Sequence[Record], path: Path) -> None:
+    """Write the report of some runs."""
+    replace_text(path, page(records))
+
+
+def page(records: Sequence[Record]) -> str:
+    """The report as HTML."""
+    assets = {name: files(__package__).joinpath("assets", name).read_text() for name in ASSETS}
+    title = " / ".join(r.name for r in records[:3]) + (f" and {len(records) - 3} more" if len(records) > 3 else "")
+    fills = {
+        "title": html.escape(title),
+        "savings": "".join(f"<p class=savings>{html.escape(s)}</p>" for s in _savings(records)),
+        "summary": _summary(records),
+        "families": "".join(f"<ul class=tree>{_family(r.lineage)}</ul>" for r in records if r.lineage),
+        "details": "".join(_details(r) for r in records),
+        # A closing tag inside a text must not close the script.
+        "data": json.dumps([_curves(r) for r in records]).replace("</", "<\\/"),
+        **assets,
+    }
+    text = assets["page.html"]
+    for name, fill in fills.items():
+        text = text.replace(f"<!--{name}-->", fill)
+    return text
+
+
+ASSETS = ("page.html", "page.css", "page.js", "uPlot.iife.min.js", "uPlot.min.css")
+
+
+def _savings(records: Sequence[Record]) -> Iterator[str]:
+    """Each inheriting run against the first run without a teacher whose student is as large and reads the same sources."""
+    finished = [r for r in records if r.summary and r.validations]
+    for run in finished:
+        assert run.summary is not None
+        if not run.summary["teacher_flops"]:
+            continue
+        for base in finished:
+            assert base.summary is not None
+            same = base.summary["student_parameters"] == run.summary["student_parameters"]
+            if same and not base.summary["teacher_flops"] and set(base.summary["valid"]) == set(run.summary["valid"]):
+                for source in run.summary["valid"]:
+                    yield f"{run.name} against {base.name}, {source}: " + savings(
+                        base.validations, run.validations, source
+                    )
+                break
+
+
+def _summary(records: Sequence[Record]) -> str:
+    head: tuple[str, ...] = ("run", "method", "parameters", "tokens", "source", "loss", "perplexity", "bits per byte")
+    head += ("FLOPs", "of which teacher", "seconds", "tokens/s", "peak MB")
+    rows = [cells for record in records for cells in _rows(record)]
+    table = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead><tbody>{table}</tbody></table>"
+
+
+def _rows(record: Record) -> Iterator[list[str]]:
+    method = record.recipe["method"]["name"]
+    if record.summary is None:
+        tokens = record.lines[-1]["tokens"] if record.lines else 0
+        yield [record.name, method, "", f"{tokens:,} so far", *[""] * 9]
+        return
+    s = record.summary
+    flops = s["student_flops"] + s["teacher_flops"]
+    cost = [f"{flops:.3g}", f"{s['teacher_flops'] / flops:.1%}", f"{s['wall_s']:,.0f}", f"{s['tokens_per_s']:,.0f}"]
+    for source, v in s["valid"].items():
+        bits = f"{v['bits_per_byte']:.4f}" if "bits_per_byte" in v else ""
+        found = [source, f"{v['loss']:.4f}", f"{v['perplexity']:.2f}", bits]
+        yield [
+            record.name,
+            method,
+            f"{s['student_parameters']:,}",
+            f"{s['tokens']:,}",
+            *found,
+            *cost,
+            f"{s['peak_rss_mb']:,.0f}",
+        ]
+
+
+def _family(member: Mapping[str, Any]) -> str:
+    tokens = "tokens unknown" if member["tokens"] is None else f"{member['tokens']:,} tokens"
+    role = f"<i>{html.escape(member['as'])}</i> " if "as" in member else ""
+    method = f", {html.escape(member['method'])}" if member["method"] else ""
+    inside = "".join(_family(p) for p in member["predecessors"])
+    name = html.escape(member["name"])
+    text = f"{role}<b>{name}</b><br><small>{member['parameters']:,} parameters, {tokens}{method}</small>"
+    return f"<li><span>{text}</span>{f'<ul>{inside}</ul>' if inside else ''}</li>"
+
+
+def _details(record: Record) -> str:
+    parts = [f"<h3>Recipe</h3><pre>{html.escape(config.text_of(record.recipe))}</pre><h3>Commands and environment</h3>"]
+    for h in record.history:
+        where = ", ".join(f"{key} {value}" for key, value in (h["versions"] | h["machine"]).items())
+        parts.append(f"<pre>{html.escape(h['when'])}\n{html.escape(h['command'])}\n{html.escape(where)}</pre>")
+    name, folder = html.escape(record.name), html.escape(str(record.folder))
+    return f"<details><summary>{name} <small>{folder}</small></summary>{''.join(parts)}</details>"
+
+
+def _curves(record: Record) -> dict[str, Any]:
+    """The columns that the page draws."""
+    steps = _thinned(record.steps)
+    train = {axis: [_place(line, axis) for line in steps] for axis in AXES}
+    train |= {name: [line[name] for line in steps] for name in ("loss", "lr", "rate")}
+    valid = {axis: [_place(line, axis) for line in record.validations] for axis in AXES}
+    sources = dict.fromkeys(source for line in record.validations for source in line["valid"])
+    found = {
+        source: {
+            measure: [line["valid"].get(source, {}).get(measure) for line in record.validations]
+            for measure in ("loss", "bits_per_byte")
+        }
+        for source in sources
+    }
+    return {"name": record.name, "train": train, "valid": valid, "sources": found}
+
+
+def _place(line: Mapping[str, Any], axis: str) -> float:
+    value = line["student_flops"] + line["teacher_flops"] if axis == "all_flops" else line[axis]
+    return float(f"{value:.6g}")
+
+
+def _thinned(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """At most POINTS lines: the last of each group, with the group's mean loss."""
+    edges = sorted(
+        {round(i * len(lines) / POINTS) for i in range(POINTS + 1)} if len(lines) > POINTS else range(len(lines) + 1)
+    )
+    groups = [lines[a:b] for a, b in pairwise(edges)]
+    return [{**g[-1], "loss": round(sum(line["loss"] for line in g) / len(g), 5)} for g in groups]

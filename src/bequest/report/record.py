@@ -1,0 +1,88 @@
+"""A run folder as the reports read it: the recipe, what was measured, what it cost, where and from whom it came."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, config
+from ..types import FolderError
+from . import metrics
+
+LINEAGE, HISTORY = "lineage.json", "history.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run."""
+
+    name: str
+    folder: Path
+    recipe: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]
+    """Of the metrics file."""
+    summary: Mapping[str, Any] | None
+    """None while the run is not finished."""
+    lineage: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    """What started or resumed the run, and where."""
+
+    @property
+    def validations(self) -> list[Mapping[str, Any]]:
+        """The lines that hold a validation."""
+        return [line for line in self.lines if "valid" in line]
+
+    @property
+    def steps(self) -> list[Mapping[str, Any]]:
+        """The lines of training steps."""
+        return [line for line in self.lines if "loss" in line]
+
+
+def read(folder: Path) -> Record:
+    """The record of a run folder, finished or not.
+
+    Raises FolderError when it is none.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise FolderError(f"{folder} is not a run folder; give one that bequest train wrote, such as runs/first")
+    recipe = config.read(folder / "recipe.yaml")
+    summary, lineage = (_object(folder / name) for name in ("summary.json", LINEAGE))
+    history = [json.loads(line) for line in _text(folder / HISTORY).splitlines()]
+    lines = list(metrics.read(folder / "metrics.jsonl"))
+    return Record(recipe["name"], folder, recipe, lines, summary, lineage or {}, history)
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] | None = json.loads(_text(path) or "null")
+    except ValueError:
+        raise FolderError(f"{path} is damaged; delete it and run the recipe again") from None
+    return found
+
+
+def remember(folder: Path) -> None:
+    """Note in a run folder that it is being worked on: when, by which command, with which versions, on what machine."""
+    import torch
+
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
+    now = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["bequest", *sys.argv[1:]]),
+        "versions": {"bequest": __version__, "python": platform.python_version(), **versions},
+        "machine": {"system": platform.platform(), "threads": torch.get_num_threads(), **gpu},
+    }
+    with (folder / HISTORY).open("a") as file:
+        file.write(json.dumps(now) + "\n")
