@@ -83,11 +83,14 @@ def schema_text() -> str:
     """The JSON schema of recipes, short forms and the methods' own keys included, so that editors complete and underline."""
     from .. import config, methods
     from ..recipe import Recipe
+    from ..report.trackers import PACKAGES
 
     found = config.schema(Recipe)
     definitions, properties = found["$defs"], found["properties"]
     teacher = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/TeacherModel"}]}
     properties["teachers"]["additionalProperties"] = teacher
+    tracker = {"anyOf": [properties["trackers"]["items"], {"enum": sorted(PACKAGES)}]}
+    properties["trackers"]["items"] = tracker
     properties["method"] = {"anyOf": [{"enum": methods.names()}], "description": "The method and its hyper-parameters."}
     for name in methods.names():
         own = config.schema(methods.find(name))

@@ -23,6 +23,7 @@ from ..model.flops import TRAINING, forward_flops
 from ..model.language import LanguageModel
 from ..optim import Policy
 from ..recipe import Recipe
+from ..report import trackers
 from ..train.plan import Method, Stage
 from ..train.run import Settings
 from ..types import Batch, BequestError, Clock, FolderError, Teacher
@@ -69,6 +70,7 @@ def problems(recipe: Recipe, out: Path) -> list[str]:
     if method := tries(find_method, recipe):
         tries(_folder, recipe, method, out)
     tries(place, recipe.train.device, recipe.train.precision)
+    tries(trackers.require, recipe.trackers)
     models = models_of(recipe)
     loaded = [bool(tries(build.load, s.load, recipe.data.objective, s.remote_code)) for s in models.values()]
     texts = [text for text in (*recipe.data.train, *recipe.data.valid) if text.path]
