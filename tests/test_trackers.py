@@ -12,6 +12,7 @@ from bequest import config
 from bequest.job.train import train
 from bequest.report import trackers
 from bequest.types import RecipeError
+
 from test_job import same_bits, weights  # isort: skip
 
 PLAIN = {"name": "plain"}
@@ -69,7 +70,12 @@ def seen_by_trackio(folder):
         assert found.execute("select count(*) from metrics").fetchone()[0] > 5
 
 
-SEEN = {"tensorboard": seen_by_tensorboard, "wandb": seen_by_wandb, "mlflow": seen_by_mlflow, "trackio": seen_by_trackio}
+SEEN = {
+    "tensorboard": seen_by_tensorboard,
+    "wandb": seen_by_wandb,
+    "mlflow": seen_by_mlflow,
+    "trackio": seen_by_trackio,
+}
 
 
 def test_a_missing_extra_says_what_to_install(world, tmp_path, monkeypatch, capsys):
