@@ -130,6 +130,8 @@ class Plan:
 
     parameters: Mapping[str, int]
     stages: Sequence[StageCost]
+    gpu: bool
+    """Whether tensors will be on a GPU, where its own allocator leaves no such gaps."""
     process: int
     """Bytes of a process that trains next to nothing, and of the text that is mapped into it."""
     chunk: int
@@ -150,9 +152,15 @@ class Plan:
         return sum(stage.teacher_flops for stage in self.stages)
 
     @property
+    def worst(self) -> Mapping[str, int]:
+        """The parts of the stage that needs most."""
+        return max((stage.memory for stage in self.stages), key=lambda memory: sum(memory.values()))
+
+    @property
     def memory(self) -> int:
-        """Bytes of the whole process at its worst moment."""
-        return self.process + max(sum(stage.memory.values()) for stage in self.stages)
+        """Bytes at the worst moment: of the whole process, or of the tensors on the GPU."""
+        parts = sum(self.worst.values())
+        return parts - self.worst["gaps"] if self.gpu else self.process + parts
 
 
 def plan(recipe: Recipe, out: Path) -> Plan:
@@ -183,7 +191,8 @@ def plan(recipe: Recipe, out: Path) -> Plan:
     chunk = 4 * model.vocabulary * chunk_rows(model.vocabulary)
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     disk = _disk(recipe, stages, prepared)
-    return Plan(parameters, stages, process, chunk, disk, shutil.disk_usage(parent).free, prepared.warnings)
+    gpu = place(recipe.train.device, recipe.train.precision).device == "cuda"
+    return Plan(parameters, stages, gpu, process, chunk, disk, shutil.disk_usage(parent).free, prepared.warnings)
 
 
 def _cost(

@@ -86,6 +86,7 @@ def _state(recipe: Recipe, prepared: Prepared, out: Path) -> State:
 
 
 def settings_of(recipe: Recipe, where: Place, policy: Policy) -> Settings:
+    """How the spine runs this recipe."""
     train = recipe.train
     micro = (train.micro_batch_tokens or train.batch_tokens) // recipe.data.sequence
     return Settings(
@@ -211,6 +212,7 @@ def _finish(
         "wall_s": round(ledger.seconds, 2),
         "tokens_per_s": round(state.tokens / max(1e-9, ledger.seconds), 1),
         "peak_rss_mb": round(peak, 1),
+        **({"peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 2**20, 1)} if place.device == "cuda" else {}),
         "valid": writer.valid,
         "checkpoint": str(out / "checkpoint"),
     }
