@@ -26,7 +26,7 @@ from ..recipe import Recipe
 from ..report import trackers
 from ..train.plan import Method, Stage
 from ..train.run import Settings
-from ..types import Batch, BequestError, Clock, FolderError, Teacher
+from ..types import BequestError, Clock, FolderError, Teacher
 from . import folder
 from .footprint import footprint, made_fake, process_bytes
 from .prepare import (
@@ -46,6 +46,8 @@ from .train import settings_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
+FOOTSTEPS = 6
+"""Steps whose memory is followed."""
 MOST_SEQUENCES = 200_000
 """Up to here every batch of a stage is looked at; longer stages are counted on an even sample of their steps."""
 
@@ -203,17 +205,17 @@ def _cost(
     looked = range(0, stage.steps, every)
     scale = stage.steps / len(looked)
     student = teacher = asking = 0.0
-    worst: tuple[int, int, Batch, Clock] | None = None
+    worst = (-1, 0, 0)  # teachers asked, rows, step
     for step in looked:
         batch, clock = stage.batches[step], Clock(step, stage.steps)
         asked: Sequence[Teacher] = list(getattr(stage.loss, "asked", lambda clock: {})(clock).values())
         student += TRAINING * forward_flops(model, batch)
         teacher += sum(one.flops(batch) for one in asked)
         asking += bool(asked)
-        if worst is None or (len(asked), batch.rows_total) > worst[:2]:
-            worst = (len(asked), batch.rows_total, batch, clock)
-    assert worst is not None
-    memory = footprint(model, stage.loss, teachers if worst[0] else (), worst[2], worst[3], settings, mode)
+        worst = max(worst, (len(asked), batch.rows_total, step), key=lambda found: found[:2])
+    batches = [stage.batches[worst[2] + later] for later in range(FOOTSTEPS)]
+    clock = Clock(worst[2], stage.steps)
+    memory = footprint(model, stage.loss, teachers if worst[0] else (), batches, clock, settings, mode)
     tokens = stage.steps * settings.batch_tokens
     return StageCost(
         stage.name, stage.steps, tokens, student * scale, teacher * scale, asking / len(looked), memory, every == 1

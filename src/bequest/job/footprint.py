@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import resource
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from ..train.run import Settings, Trained
 from ..types import Batch, Clock, LossFn, Rows
 from .heap import Event, high_water
 
-STEPS = 4
-"""The first has no moments yet, and the heap is nearly steady after these."""
+MICROS = 4
+"""Looked at of each batch."""
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -78,18 +79,22 @@ def footprint(
     model: LanguageModel,
     loss: LossFn,
     teachers: Iterable[LanguageModel],
-    batch: Batch,
+    batches: Sequence[Batch],
     clock: Clock,
     settings: Settings,
     mode: FakeTensorMode,
 ) -> dict[str, int]:
-    """Bytes at the worst moment of a step of `loss` on a batch, by what they are for. The models are made fake in `mode`."""
-    micros = list(batch.micro(settings.micro_batch))[:2]
+    """Bytes at the worst moment of some steps, by what they are for. The models are made fake in `mode`.
+
+    The first step has no moments yet, and the heap is nearly steady after some. Batches of different numbers of rows
+    (masked ones) leave holes of different sizes.
+    """
+    steps = [list(islice(batch.micro(settings.micro_batch), MICROS)) for batch in batches]
     with mode, _Counting() as counting:
         weights, taught = _hold(counting, [model]), _hold(counting, teachers)
         trained = Trained(model, loss).train()
         optimiser = Optimiser(trained, settings.optimiser)
-        for _ in range(STEPS):
+        for micros in steps:
             counting.peak = counting.now
             for micro in micros:
                 with settings.place.autocast():
