@@ -22,6 +22,7 @@ from .types import RecipeError
 
 Positive = Annotated[int, at.Gt(0), at.Lt(1 << 62)]
 Count = Annotated[int, at.Ge(0), at.Lt(1 << 62)]
+BelowOne = Annotated[float, at.Ge(0.0), at.Lt(1.0)]
 Share = Annotated[float, at.Ge(0.0), at.Le(1.0)]
 # Floats whose square is still a number in fp32.
 NotNegative = Annotated[float, at.Ge(0.0), at.Le(1e15)]

@@ -22,6 +22,10 @@ from ..recipe import MAY_CHANGE
 from ..types import FolderError
 
 
+SUMMARY = ("name", "tokens", "student_flops", "teacher_flops", "wall_s", "tokens_per_s", "valid", "checkpoint")
+"""What a summary must have."""
+
+
 @contextmanager
 def opened(folder: Path) -> Iterator[None]:
     """Hold the folder for this process.
@@ -42,7 +46,13 @@ def opened(folder: Path) -> Iterator[None]:
 def recorded(folder: Path) -> dict[str, Any] | None:
     """The recipe that the folder was begun with, if it was."""
     path = folder / "recipe.yaml"
-    return config.read(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = config.read(path)
+    train = found.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("tokens"), int):
+        raise FolderError(f"{path} is damaged (train.tokens); restore it or choose another folder with --out")
+    return found
 
 
 def refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -70,9 +80,11 @@ def summary(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: Any = json.loads(path.read_text())
     except ValueError:
-        raise FolderError(f"{path} is damaged; delete it and run again: nothing is trained twice") from None
+        found = None
+    if not isinstance(found, dict) or not set(SUMMARY) <= set(found):
+        raise FolderError(f"{path} is damaged; delete it and run again: nothing is trained twice")
     return found
 
 
