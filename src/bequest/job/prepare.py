@@ -58,7 +58,9 @@ def find_method(recipe: Recipe) -> Method:
 
     Raises RecipeError when there is none of that name, a key is wrong or a teacher that it needs is missing.
     """
-    name = recipe.method["name"]
+    name = recipe.method.get("name")
+    if not isinstance(name, str):
+        raise RecipeError("method needs a name, for example {name: ki}")
     fields = {key: value for key, value in recipe.method.items() if key != "name"}
     method = config.decode(methods.find(name), fields, "", "method")
     for teacher in method.needs:
