@@ -977,7 +977,7 @@ def test_ctrl_c_at_any_moment(world, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("size", [4, 40, 150, 300])
-def test_full_disk(world, tmp_path, size):
+def test_full_disk(world, tmp_path, monkeypatch, capfd, size):
     """From the first file to a checkpoint: whatever the disk has no room for, one sentence, nothing half-written."""
     disk, recipe = tmp_path / "disk", tmp_path / "recipe.yaml"
     disk.mkdir()
@@ -987,9 +987,10 @@ def test_full_disk(world, tmp_path, size):
         pytest.skip("no small disk can be mounted here")
     try:
         config.write(world.raw(PLAIN, train__save_every_tokens=128, train__keep=20), recipe)
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
-            patch.setattr(sys, "argv", ["bequest", "train", str(recipe), "--out", str(disk / "run")])
+        monkeypatch.setattr(sys, "argv", ["bequest", "train", str(recipe), "--out", str(disk / "run")])
+        with pytest.raises(SystemExit) as left:
             cli.main()
+        assert "the disk is full" in capfd.readouterr().err.splitlines()[-1]
         assert left.value.code == 2
         assert left_behind(disk) == []
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)

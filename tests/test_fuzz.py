@@ -117,7 +117,6 @@ def examined(path: Path) -> recipes.Recipe | None:
         if found:
             resolved(found, find_method(found))
     except BequestError as error:
-        assert error.problems
         found, mistakes = None, list(error.problems)
     for sentence in mistakes:
         assert sentence
@@ -142,11 +141,11 @@ def test_spoiled_recipes(file, raw):
     examined(file)
 
 
-PIECES = st.sampled_from(
-    ["{", "}", "[", "]", ":", ": ", "- ", "\n", "  ", "\t", "&a ", "*a", "<<: ", "!!", "!!float ", "!x ", "|\n", ">\n"]
-    + ["'", '"', "#", "---\n", "...\n", "%YAML 1.1\n", "? ", ", ", "\\", '"\\ud800"', '"\\U00110000"', "=", "~", ".nan"]
-    + ["0x1", "1e9", "1_", "\ufeff", "\x85", "\x00", *WORDS]
-)
+PIECES = st.sampled_from([
+    "{", "}", "[", "]", ":", ": ", "- ", "\n", "  ", "\t", "&a ", "*a", "<<: ", "!!", "!!float ", "!x ", "|\n", ">\n",
+    "'", '"', "#", "---\n", "...\n", "%YAML 1.1\n", "? ", ", ", "\\", '"\\ud800"', '"\\U00110000"', "=", "~", ".nan",
+    "0x1", "1e9", "1_", "\ufeff", "\x85", "\x00", *WORDS,
+])  # fmt: skip
 
 
 @settings(FUZZ, max_examples=1000)

@@ -99,11 +99,13 @@ def _loader() -> Any:
     class Loader(yaml.SafeLoader):
         """YAML 1.2 numbers and booleans, no dates, no repeated keys, no tags, and aliases that stand for little."""
 
-        depth = values = 0
-        sizes: ClassVar[Mapping[Any, int]] = {}
+        def __init__(self, text: str) -> None:
+            super().__init__(text)
+            self.depth = self.values = 0
+            self.sizes: dict[Any, int] = {}
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             fault = partial(yaml.composer.ComposerError, None, None, problem_mark=event.start_mark)
             if getattr(event, "tag", None):
                 raise fault("tags such as !!binary have no meaning here")
@@ -118,7 +120,7 @@ def _loader() -> Any:
                 self.values += self.sizes[node]
             else:
                 self.values += 1
-                self.sizes = {**self.sizes, node: self.values - before} if event.anchor else self.sizes
+                self.sizes[node] = self.values - before
             if self.values > MOST_VALUES:
                 raise fault(f"more than {MOST_VALUES} values, with those that aliases stand for")
             return node

@@ -21,7 +21,6 @@ from ..files import locked, replace_text
 from ..recipe import MAY_CHANGE
 from ..types import FolderError
 
-
 SUMMARY = ("name", "tokens", "student_flops", "teacher_flops", "wall_s", "tokens_per_s", "valid", "checkpoint")
 """What a summary must have."""
 

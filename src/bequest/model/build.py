@@ -94,7 +94,7 @@ def outline(path: str, objective: str, remote_code: bool = False) -> LanguageMod
     try:
         with torch.device("meta"):
             return LanguageModel(_kinds()[objective].from_config(config, trust_remote_code=remote_code))
-    except (RuntimeError, *_faults()) as error:
+    except _faults() as error:
         raise _useless(path, error) from None
 
 
@@ -110,7 +110,6 @@ def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
     Raises ModelError when there is none of that kind.
     """
     import torch
-    from safetensors import SafetensorError
 
     config = config_of(path, remote_code)
     check_kind(path, config, objective)
@@ -123,7 +122,7 @@ def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
             trust_remote_code=remote_code,
             output_loading_info=True,
         )
-    except (RuntimeError, SafetensorError, *_faults()) as error:
+    except _faults() as error:
         raise _useless(path, error) from None
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
@@ -154,8 +153,10 @@ def config_of(path: str, remote_code: bool = False) -> Any:
 def _faults() -> tuple[type[Exception], ...]:
     """What transformers raises over files that are damaged or make no sense."""
     from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
 
-    return (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
+    own = (StrictDataclassError, SafetensorError)
+    return (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, *own)
 
 
 def _useless(path: str, error: Exception) -> ModelError:
@@ -176,7 +177,7 @@ def check_weights(path: str) -> None:
         raise _useless(path, FileNotFoundError("there is no model.safetensors"))
     try:
         for file in files:
-            with file.open("rb"), safe_open(file, "pt"):  # type: ignore[no-untyped-call]
+            with file.open("rb"), safe_open(file, "pt"):
                 pass
     except (OSError, SafetensorError) as error:
         raise _useless(path, error) from None
