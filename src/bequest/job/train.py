@@ -70,7 +70,7 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
     tokenizer = saved(prepared.vocabulary.tokenizer)
     writer = Writer(resolved(recipe, method), lineage.of(recipe, _parameters(state), 0), tokenizer)
     if old:
-        read(out)  # what is damaged should not be found when all is trained
+        folder.require_whole(out)  # what is damaged should not be found when all is trained
     folder.record(out, resolved(recipe, method))
     remember(out)
     (out / "summary.json").unlink(missing_ok=True)

@@ -42,18 +42,9 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             found = json.loads(line)
-        except ValueError:
-            found = None
-        if _ours(found):
-            yield found
-        elif number < len(lines):
-            raise FolderError(f"{path} line {number} is damaged; drop that line to go on")
-
-
-def _ours(line: Any) -> bool:
-    """Whether this is what `add` was given once."""
-    if not isinstance(line, dict):
-        return False
-    keys = ["step", "tokens", "student_flops", "teacher_flops", "seconds"]
-    keys += ["loss", "lr", "rate"] if "loss" in line else []
-    return all(isinstance(line.get(key), int | float) for key in keys)
+            found["step"], found["tokens"]
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise FolderError(f"{path} line {number} is damaged; drop that line to go on") from None
+            return
+        yield found

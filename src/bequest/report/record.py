@@ -6,7 +6,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -55,20 +55,9 @@ def read(folder: Path) -> Record:
         raise FolderError(f"{folder} is not a run folder; give one that bequest train wrote, such as runs/first")
     recipe = config.read(folder / "recipe.yaml")
     summary, lineage = (_object(folder / name) for name in ("summary.json", LINEAGE))
-    history = list(_history(folder / HISTORY))
+    history = [json.loads(line) for line in _text(folder / HISTORY).splitlines()]
     lines = list(metrics.read(folder / "metrics.jsonl"))
     return Record(recipe["name"], folder, recipe, lines, summary, lineage or {}, history)
-
-
-def _history(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict) or not {"when", "command", "versions", "machine"} <= set(found):
-            raise FolderError(f"{path} line {number} is damaged; drop that line to go on")
-        yield found
 
 
 def _text(path: Path) -> str:
