@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_type_hints
 
@@ -22,11 +22,15 @@ from .types import RecipeError
 
 Positive = Annotated[int, at.Gt(0), at.Lt(1 << 62)]
 Count = Annotated[int, at.Ge(0), at.Lt(1 << 62)]
+BelowOne = Annotated[float, at.Ge(0.0), at.Lt(1.0)]
 Share = Annotated[float, at.Ge(0.0), at.Le(1.0)]
 # Floats whose square is still a number in fp32.
 NotNegative = Annotated[float, at.Ge(0.0), at.Le(1e15)]
 AboveZero = Annotated[float, at.Gt(0.0), at.Le(1e15)]
 Temperature = Annotated[float, at.Ge(0.01), at.Le(100.0)]
+
+DEEPEST, MOST_VALUES = 50, 100_000
+"""More levels or values of YAML are no recipe."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -70,6 +74,8 @@ def parse(text: str, where: str) -> Any:
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
         raise RecipeError(f"{where}{line}: not valid YAML ({problem}); mend that place") from None
+    except (ValueError, OverflowError) as error:  # "\\U00110000", or a number of thousands of digits
+        raise RecipeError(f"{where}: not valid YAML ({error}); mend that place") from None
     except RecursionError:
         raise RecipeError(f"{where}: too many brackets inside one another; a recipe is a mapping of keys") from None
 
@@ -91,7 +97,41 @@ def _loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML 1.2 numbers and booleans, no dates, no repeated keys."""
+        """YAML 1.2 numbers and booleans, no dates, no repeated keys, no tags, and aliases that stand for little."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__(text)
+            self.depth = self.values = 0
+            self.sizes: dict[Any, int] = {}
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            fault = partial(yaml.composer.ComposerError, None, None, problem_mark=event.start_mark)
+            if getattr(event, "tag", None):
+                raise fault("tags such as !!binary have no meaning here")
+            if self.depth == DEEPEST:
+                raise RecursionError
+            before, self.depth = self.values, self.depth + 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            if isinstance(event, yaml.AliasEvent):
+                if node not in self.sizes:
+                    raise fault("an alias inside what it stands for")
+                self.values += self.sizes[node]
+            else:
+                self.values += 1
+                self.sizes[node] = self.values - before
+            if self.values > MOST_VALUES:
+                raise fault(f"more than {MOST_VALUES} values, with those that aliases stand for")
+            return node
+
+        def construct_scalar(self, node: Any) -> Any:
+            text = super().construct_scalar(node)
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "half a surrogate pair is not text", node.start_mark
+                )
+            return text
 
     Loader.yaml_implicit_resolvers = {
         first: [
@@ -124,6 +164,8 @@ def _loader() -> Any:
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(loader.construct_object(key_node, deep=True))
+            if not key.isprintable():
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is no key", key_node.start_mark)
             if key in found:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -131,12 +173,6 @@ def _loader() -> Any:
             found[key] = loader.construct_object(value_node, deep=True)
         return found
 
-    # Nothing but numbers, truth, text, lists and mappings: no bytes, dates or sets by their tags.
-    known = ("float", "bool", "null", "str", "seq", "map")
-    tags = [f"tag:yaml.org,2002:{kind}" for kind in known]
-    Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in tags} | {
-        None: yaml.SafeLoader.construct_undefined
-    }
     Loader.add_constructor("tag:yaml.org,2002:float", construct_number)
     Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
     return Loader
@@ -147,7 +183,7 @@ def override(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
     result: dict[str, Any] = json.loads(json.dumps(recipe))
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key:
+        if not equals or not key or not key.isprintable():
             raise RecipeError(f"override {assignment!r} is not of the form key=value, for example data.sequence=512")
         _assign(result, key.split("."), parse(text, f"override {key}"), assignment)
     return result
@@ -157,7 +193,7 @@ def _assign(target: Any, path: list[str], value: Any, assignment: str) -> None:
     for step, inner in enumerate(path):
         last = step == len(path) - 1
         if isinstance(target, list):
-            if not inner.isdigit() or int(inner) >= len(target):
+            if not inner.isdecimal() or int(inner) >= len(target):
                 raise RecipeError(
                     f"override {assignment!r}: {'.'.join(path[:step])} is a list of {len(target)}; "
                     "name an element by its number, from 0"

@@ -21,6 +21,7 @@ DISK_FAULTS = {
     errno.EPERM: "permission denied; choose another or change its permissions",
     errno.ENAMETOOLONG: "its name is too long; check the path",
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.EISDIR: "a folder of that name is in the way; move it away",
     errno.EEXIST: "a file of that name is in the way; choose another folder",
 }
 

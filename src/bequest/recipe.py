@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import annotated_types as at
 
-from .config import AboveZero, Config, Count, NotNegative, Positive, Share, override, read, salvage
+from .config import AboveZero, BelowOne, Config, Count, NotNegative, Positive, Share, override, read, salvage
 from .types import RecipeError
 
 CAUSAL_FAMILIES = ("llama", "qwen3", "gpt2")
@@ -108,7 +108,7 @@ class OptimiserSettings(Config):
     name: Literal["adamw", "muon"] = "adamw"
     lr: AboveZero = 1e-3
     """Peak learning rate; Muon's updates are scaled so that AdamW's rates suit it."""
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     eps: AboveZero = 1e-8
     weight_decay: NotNegative = 0.1
     momentum: Share = 0.95

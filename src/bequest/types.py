@@ -17,6 +17,11 @@ if TYPE_CHECKING:  # torch is only needed for the names, and `bequest --help` mu
 class BequestError(Exception):
     """Something a user can mend. Each argument is one sentence: what is wrong and what to do."""
 
+    def __init__(self, *problems: str) -> None:
+        # Names of files and keys may hold anything; a sentence stays on its line.
+        shown = ("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in p) for p in problems)
+        super().__init__(*shown)
+
     @property
     def problems(self) -> tuple[str, ...]:
         """Every sentence."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -140,6 +143,7 @@ def main() -> None:
     """Run a command. What a user can mend is one sentence and exit code 2; everything else is a traceback and a bug."""
     from ..files import machine_errors, machine_fault
 
+    before = signal.signal(signal.SIGINT, _interrupted)
     try:
         app(standalone_mode=False)
     except BequestError as error:
@@ -148,14 +152,20 @@ def main() -> None:
         _leave("stopped", 130)
     except Stopped as stopped:
         _leave(str(stopped), 128 + stopped.signal)
-    except KeyboardInterrupt:
-        _leave("stopped; run the same command again to go on", 130)
     except typer.TyperException as error:
         _leave(error.format_message(), 2)
     except machine_errors() as error:
         if (fault := machine_fault(error)) is None:
             raise
         _leave(fault, 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C outside training leaves at once, as a crash would: an exception may be lost inside an import."""
+    os.write(2, b"bequest: stopped; run the same command again to go on\n")
+    os._exit(130)
 
 
 def _leave(sentence: str, code: int) -> None:

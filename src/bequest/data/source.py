@@ -38,7 +38,7 @@ def documents(text: Text, keep: Callable[[str], bool] | None = None) -> Iterator
 
 def files(text: Text) -> list[Path]:
     """The files that a source names, sorted. A folder stands for all files in it that we can read."""
-    path = Path(text.path).expanduser()
+    path = Path(os.path.expanduser(text.path))
     if path.is_dir():
         found = sorted(p for p in _inside(path) if p.is_file() and _format(p))
     elif any(c in text.path for c in "*?["):
@@ -114,9 +114,39 @@ def _open(path: Path) -> IO[bytes]:
             import zstandard
         except ImportError:
             raise DataError(f"{path}: reading .zst needs an extra package; run pip install 'bequest[zstd]'") from None
-        reader: Any = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True)
-        return io.BufferedReader(reader)
+        return io.BufferedReader(_Unzstd(path.open("rb"), zstandard.ZstdDecompressor()), PIECE)
     return path.open("rb")
+
+
+class _Unzstd(io.RawIOBase):
+    """What a .zst file holds, all its frames. (zstandard's own reader is silent about a file that breaks off.)"""
+
+    def __init__(self, file: IO[bytes], zstd: Any) -> None:
+        self.file, self.zstd = file, zstd
+        self.frame: Any = None
+        self.rest, self.found = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.found:
+            chunk = self.rest or self.file.read(1 << 14)
+            if not chunk and self.frame:
+                raise EOFError("the last frame is not whole")
+            if not chunk:
+                return 0
+            self.frame = self.frame or self.zstd.decompressobj()
+            self.found = memoryview(self.frame.decompress(chunk))
+            self.rest = self.frame.unused_data
+            self.frame = None if self.frame.eof else self.frame
+        count = min(len(buffer), len(self.found))
+        buffer[:count], self.found = self.found[:count], self.found[count:]
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -73,7 +73,7 @@ def load(path: str) -> Vocabulary:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(
             f"cannot load a tokenizer from {path} ({_first(error)}); give a folder that holds tokenizer.json"
         ) from None

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,11 +94,14 @@ def build(
 
 def _done(folder: Path) -> _Done:
     try:
-        return _Done(**json.loads((folder / "progress.json").read_text()))
+        done = _Done(**json.loads((folder / "progress.json").read_text()))
     except FileNotFoundError:
         return _Done()
     except (ValueError, TypeError):
         raise DataError(_damaged(folder, "progress.json")) from None
+    if [type(value) for value in astuple(done)] != [type(value) for value in astuple(_Done())]:
+        raise DataError(_damaged(folder, "progress.json"))
+    return done
 
 
 def _damaged(folder: Path, name: str) -> str:
@@ -166,6 +169,8 @@ def _write(folder: Path, done: _Done, docs: Iterable[Doc], vocabulary: Vocabular
 
 def _reopen(stack: ExitStack, path: Path, length: int) -> IO[bytes]:
     file = stack.enter_context(path.open("ab"))
+    if file.tell() < length:
+        raise DataError(_damaged(path.parent, path.name))
     file.truncate(length)
     return file
 

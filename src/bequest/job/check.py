@@ -77,7 +77,7 @@ def problems(recipe: Recipe, out: Path) -> list[str]:
     loaded = [bool(tries(build.load, s.load, recipe.data.objective, s.remote_code)) for s in models.values()]
     texts = [text for text in (*recipe.data.train, *recipe.data.valid) if text.path]
     found = [tries(source.files, text) for text in texts]
-    known = all(found) and (recipe.tokenizer or all(loaded))
+    known = all(found) and (recipe.tokenizer or (models and all(loaded)))
     vocabulary = tries(find_tokenizer, recipe) if known else None
     if vocabulary is not None:
         for what, spec in models.items():

@@ -21,6 +21,9 @@ from ..files import locked, replace_text
 from ..recipe import MAY_CHANGE
 from ..types import FolderError
 
+SUMMARY = ("name", "tokens", "student_flops", "teacher_flops", "wall_s", "tokens_per_s", "valid", "checkpoint")
+"""What a summary must have."""
+
 
 @contextmanager
 def opened(folder: Path) -> Iterator[None]:
@@ -42,7 +45,13 @@ def opened(folder: Path) -> Iterator[None]:
 def recorded(folder: Path) -> dict[str, Any] | None:
     """The recipe that the folder was begun with, if it was."""
     path = folder / "recipe.yaml"
-    return config.read(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = config.read(path)
+    train = found.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("tokens"), int):
+        raise FolderError(f"{path} is damaged (train.tokens); restore it or choose another folder with --out")
+    return found
 
 
 def refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -59,6 +68,31 @@ def refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> No
         raise FolderError(f"{folder} was planned for {old['train']['tokens']} tokens; train.tokens can only be raised")
 
 
+def require_whole(folder: Path) -> None:
+    """Raises FolderError when a file that runs append to holds a line that none wrote (a kill may have cut the last metrics)."""
+    for name, ours in (("metrics.jsonl", _measured), ("history.jsonl", _remembered)):
+        path = folder / name
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                found = json.loads(line)
+            except ValueError:
+                found = None
+            cut = found is None and name == "metrics.jsonl" and number == len(lines)
+            if not cut and not (isinstance(found, dict) and ours(found)):
+                raise FolderError(f"{path} line {number} is damaged; drop that line to go on")
+
+
+def _measured(line: dict[str, Any]) -> bool:
+    keys = ["step", "tokens", "student_flops", "teacher_flops", "seconds"]
+    keys += ["loss", "lr", "rate"] if "loss" in line else []
+    return all(isinstance(line.get(key), int | float) for key in keys)
+
+
+def _remembered(line: dict[str, Any]) -> bool:
+    return {"when", "command", "versions", "machine"} <= set(line)
+
+
 def record(folder: Path, recipe: dict[str, Any]) -> None:
     """Write down the resolved recipe."""
     replace_text(folder / "recipe.yaml", config.text_of(recipe))
@@ -70,9 +104,11 @@ def summary(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: Any = json.loads(path.read_text())
     except ValueError:
-        raise FolderError(f"{path} is damaged; delete it and run again: nothing is trained twice") from None
+        found = None
+    if not isinstance(found, dict) or not set(SUMMARY) <= set(found):
+        raise FolderError(f"{path} is damaged; delete it and run again: nothing is trained twice")
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..model import build
 from ..recipe import Recipe, Student, TeacherModel
 from ..report.record import LINEAGE
+from ..types import ModelError
 
 Lineage = dict[str, Any]
 """{name, load, hub, parameters, tokens, method, as, predecessors}; tokens None where nobody wrote them down."""
@@ -33,10 +34,25 @@ def of(recipe: Recipe, parameters: int, tokens: int) -> Lineage:
     }
 
 
+def _read(path: Path) -> Lineage:
+    try:
+        found: Lineage = json.loads(path.read_text())
+    except ValueError:
+        found = {}
+    if not _whole(found):
+        raise ModelError(f"{path} is damaged; fetch it again, or delete it and do without what it tells")
+    return found
+
+
+def _whole(member: Any) -> bool:
+    keys = {"name", "parameters", "tokens", "method", "predecessors"}
+    return isinstance(member, dict) and keys <= set(member) and all(map(_whole, member["predecessors"]))
+
+
 def _predecessor(load: str, objective: str, remote_code: bool) -> Lineage:
     own = Path(load) / LINEAGE
     if own.is_file():
-        found: Lineage = json.loads(own.read_text())
+        found = _read(own)
         return found | {"load": load}
     count = sum(p.numel() for p in build.outline(load, objective, remote_code).parameters())
     hub = not Path(load).exists()

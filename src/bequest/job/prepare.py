@@ -58,7 +58,9 @@ def find_method(recipe: Recipe) -> Method:
 
     Raises RecipeError when there is none of that name, a key is wrong or a teacher that it needs is missing.
     """
-    name = recipe.method["name"]
+    name = recipe.method.get("name")
+    if not isinstance(name, str):
+        raise RecipeError("method needs a name, for example {name: ki}")
     fields = {key: value for key, value in recipe.method.items() if key != "name"}
     method = config.decode(methods.find(name), fields, "", "method")
     for teacher in method.needs:
@@ -87,6 +89,9 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     models = models_of(recipe)
     configs = {what: build.config_of(spec.load, spec.remote_code) for what, spec in models.items()}
+    for what, spec in models.items():
+        build.check_kind(spec.load, configs[what], recipe.data.objective)
+        build.check_weights(spec.load)
     vocabulary = find_tokenizer(recipe)
     objective = find_objective(recipe, vocabulary)
     for what, spec in models.items():
@@ -95,8 +100,9 @@ def prepare(recipe: Recipe) -> Prepared:
     training = packs(recipe, vocabulary, objective, "train")
     batches = Batches(training, objective, size, recipe.seed)
     if batches.count < 2:
+        names = ", ".join(text.path or text.hub for text in recipe.data.train)
         raise DataError(
-            f"the training text fills {batches.count} sequence of {recipe.data.sequence} tokens; "
+            f"the training text ({names}) fills {batches.count} sequence of {recipe.data.sequence} tokens; "
             "give more text or lower data.sequence"
         )
     validation = packs(recipe, vocabulary, objective, "valid")

@@ -17,6 +17,7 @@ import torch
 from ..data.tokenizer import saved
 from ..device import Place, place
 from ..eval.held_out import HeldOut, validate
+from ..files import replace_text
 from ..model import build
 from ..optim import Policy
 from ..recipe import Recipe
@@ -66,13 +67,15 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
         shorter = replace(recipe, train=replace(recipe.train, tokens=old["train"]["tokens"]))
         before = tuple(method.plan(inputs(shorter, prepared, where, out, load)))
         extend.refuse_if_different(before, stages, policy, recipe.train.batch_tokens, state.run_step)
-    folder.record(out, resolved(recipe, method))
-    remember(out)
-    (out / "summary.json").unlink(missing_ok=True)
     settings = settings_of(recipe, where, policy)
     tokenizer = saved(prepared.vocabulary.tokenizer)
     writer = Writer(resolved(recipe, method), lineage.of(recipe, _parameters(state), 0), tokenizer)
-    (out / LINEAGE).write_text(json.dumps(writer.lineage, indent=1))
+    if old:
+        folder.require_whole(out)  # what is damaged should not be found when all is trained
+    folder.record(out, resolved(recipe, method))
+    remember(out)
+    (out / "summary.json").unlink(missing_ok=True)
+    replace_text(out / LINEAGE, json.dumps(writer.lineage, indent=1))
     _run(recipe, prepared, stages, state, settings, out, writer)
     return _finish(recipe, prepared, state, writer, where, out)
 
@@ -199,7 +202,7 @@ def _finish(
     # A run that was killed after its last step has nothing left to train, but is not validated yet.
     writer.valid.update(writer.valid or validate(state.model, prepared.held_out, place))
     checkpoint.save_model(state, out / "checkpoint", writer)
-    (out / LINEAGE).write_text((out / "checkpoint" / LINEAGE).read_text())
+    replace_text(out / LINEAGE, (out / "checkpoint" / LINEAGE).read_text())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ledger = state.ledger
     summary = {

@@ -91,8 +91,11 @@ def outline(path: str, objective: str, remote_code: bool = False) -> LanguageMod
     import torch
 
     config = config_of(path, remote_code)
-    with torch.device("meta"):
-        return LanguageModel(_kinds()[objective].from_config(config, trust_remote_code=remote_code))
+    try:
+        with torch.device("meta"):
+            return LanguageModel(_kinds()[objective].from_config(config, trust_remote_code=remote_code))
+    except _faults() as error:
+        raise _useless(path, error) from None
 
 
 def _kinds() -> dict[str, Any]:
@@ -107,10 +110,9 @@ def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
     Raises ModelError when there is none of that kind.
     """
     import torch
-    from safetensors import SafetensorError
 
     config = config_of(path, remote_code)
-    _check_kind(path, config, objective)
+    check_kind(path, config, objective)
     try:
         model, report = _kinds()[objective].from_pretrained(
             path,
@@ -120,11 +122,8 @@ def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
             trust_remote_code=remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"cannot load the model {path} ({_first(error)}); "
-            "give a folder that save_pretrained wrote, with all its files"
-        ) from None
+    except _faults() as error:
+        raise _useless(path, error) from None
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"the model {path} lacks weights ({missing[0]} and {len(missing) - 1} more); "
@@ -144,16 +143,52 @@ def config_of(path: str, remote_code: bool = False) -> Any:
         raise ModelError(f"there is no model at {path}; check the path")
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _faults() as error:
         raise ModelError(
             f"cannot read a model from {path} ({_first(error)}); "
             "give a folder that holds config.json and model.safetensors"
         ) from None
 
 
-def _check_kind(path: str, config: Any, objective: str) -> None:
-    """A folder says what it was saved as; the other kind would load with a head of random weights."""
-    saved = (getattr(config, "architectures", None) or [""])[0]
+def _faults() -> tuple[type[Exception], ...]:
+    """What transformers raises over files that are damaged or make no sense."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    own = (StrictDataclassError, SafetensorError)
+    return (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, *own)
+
+
+def _useless(path: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"cannot load the model {path} ({_first(error)}); give a folder that save_pretrained wrote, with all its files"
+    )
+
+
+def check_weights(path: str) -> None:
+    """Whether a folder's weights are there and whole, without reading them; a hub id is left to the hub.
+
+    Raises ModelError when they are not.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(Path(path).glob("*.safetensors"))
+    if Path(path).is_dir() and not files:
+        raise _useless(path, FileNotFoundError("there is no model.safetensors"))
+    try:
+        for file in files:
+            with file.open("rb"), safe_open(file, "pt"):
+                pass
+    except (OSError, SafetensorError) as error:
+        raise _useless(path, error) from None
+
+
+def check_kind(path: str, config: Any, objective: str) -> None:
+    """A folder says what it was saved as; the other kind would load with a head of random weights.
+
+    Raises ModelError when it is the other kind.
+    """
+    saved = str((getattr(config, "architectures", None) or [""])[0])
     wrong = {"causal": "MaskedLM", "masked": "CausalLM"}[objective]
     if wrong in saved or (objective == "masked" and saved.endswith("LMHeadModel")):
         raise ModelError(

@@ -132,6 +132,10 @@ class LanguageModel(nn.Module):
         features_ND = self._transform(self._base(tokens_BT, torch.zeros_like(tokens_BT), True)[0])
         difference = (self.head.logits(features_ND) - own_ND).abs().max() / own_ND.abs().max().clamp_min(1e-6)
         self.model.train(training)
+        if not own_ND.isfinite().all():
+            raise ModelError(
+                f"the weights of {self.model.name_or_path} are not all finite numbers; choose another model"
+            )
         if not difference <= 2e-2:  # bf16 weights round; a wrong split is off by far more
             raise ModelError(
                 f"{type(self.model).__name__} computes its logits in a way we do not know; "

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config import fingerprint
 from ..files import new_folder
 from ..model.language import LanguageModel
 from ..types import Entry, FolderError
@@ -54,7 +55,7 @@ def save(state: State, folder: Path, write: WriteModel, identity: Mapping[str, A
             "ledger": asdict(state.ledger),
             "files": files,
         }
-        (temporary / TRAINER).write_text(json.dumps(trainer, indent=1))
+        (temporary / TRAINER).write_text(json.dumps(trainer | {"digest": fingerprint(trainer)}, indent=1))
 
 
 def load(folder: Path, open_model: Callable[[Path], LanguageModel], identity: Mapping[str, Any]) -> State:
@@ -66,11 +67,12 @@ def load(folder: Path, open_model: Callable[[Path], LanguageModel], identity: Ma
 
     try:
         trainer = json.loads((folder / TRAINER).read_text())
-        files = trainer["files"].items()
-        damaged = next((n for n, digest in files if not (folder / n).is_file() or _hash(folder / n) != digest), None)
+        edited = trainer.pop("digest") != fingerprint(trainer)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        damaged = TRAINER
-    if damaged:
+        edited = True
+    files = {} if edited else trainer["files"]
+    wrong = (n for n, digest in files.items() if not (folder / n).is_file() or _hash(folder / n) != digest)
+    if damaged := TRAINER if edited else next(wrong, None):
         raise FolderError(
             f"the checkpoint {folder} is damaged ({damaged}); delete that folder to go on from the one before"
         )
