@@ -228,6 +228,40 @@ def _leave_out(target: Any, path: tuple[int | str, ...]) -> bool:
     return True
 
 
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What a user should know of a key."""
+
+    name: str
+    values: str
+    default: str
+    """As YAML; empty when there is none."""
+    meaning: str
+
+
+def keys(cls: type[Config]) -> list[Key]:
+    """The keys of a config that hold values, in order."""
+    found = schema(cls)
+    needed = found.get("required", ())
+    return [
+        Key(name, _values(key), "" if name in needed else json.dumps(key.get("default")), key.get("description", ""))
+        for name, key in found.get("properties", {}).items()
+    ]
+
+
+def _values(key: Mapping[str, Any]) -> str:
+    """The values that a key takes, in words."""
+    if "anyOf" in key:
+        return " or ".join(_values(one) for one in key["anyOf"])
+    if "enum" in key:
+        return ", ".join(value or "''" for value in key["enum"])
+    kind = {"string": "text", "boolean": "true or false", "array": "a list", "null": "null", "object": "a mapping"}
+    bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    limits = [f"{word} {key[bound]:g}" for bound, word in bounds.items() if abs(key.get(bound, 1e18)) < 1e15]
+    name = kind.get(key.get("type", ""), key.get("type", "a mapping"))
+    return " ".join([name, *limits])
+
+
 def schema(cls: type[Config]) -> dict[str, Any]:
     """The JSON schema of a config: types, bounds, defaults and, from the docstrings, meanings."""
     found: dict[str, Any] = _adapter(cls).json_schema()  # type: ignore[arg-type]

@@ -183,6 +183,14 @@ class Eval(Config):
     """Use whole documents from the start of each source, about this many tokens; 0 is all."""
 
 
+class Tracker(Config):
+    """Somewhere else to watch the run; `metrics.jsonl` is always written."""
+
+    name: Literal["tensorboard", "wandb", "mlflow", "trackio"]
+    project: str = "bequest"
+    """Under which name the tracker files the run (wandb, mlflow, trackio)."""
+
+
 class Recipe(Config):
     """A whole run."""
 
@@ -199,9 +207,19 @@ class Recipe(Config):
     """A method's name, or a mapping with `name` and the method's own keys."""
     train: Train
     eval: Eval = Eval()
+    trackers: tuple[Tracker, ...] = ()
+    """Where else to watch; each is an extra: pip install 'bequest[wandb]'."""
 
 
-MAY_CHANGE = ("eval", "train.save_every_tokens", "train.keep", "train.log_every_steps", "train.tokens", "train.threads")
+MAY_CHANGE = (
+    "eval",
+    "trackers",
+    "train.tokens",
+    "train.threads",
+    "train.keep",
+    "train.save_every_tokens",
+    "train.log_every_steps",
+)
 """What may differ when a run is resumed (a longer `train.tokens` only under a schedule that allows it)."""
 
 
@@ -227,10 +245,12 @@ def examine(path: Path, assignments: tuple[str, ...] = ()) -> tuple[Recipe | Non
 
 
 def _shorthands(raw: dict[str, Any]) -> dict[str, Any]:
-    """`teachers: {teacher: PATH}` is `{teacher: {load: PATH}}`; `method: ki` is `{name: ki}`."""
+    """`teachers: {teacher: PATH}` is `{teacher: {load: PATH}}`; `method: ki` and `trackers: [wandb]` are names."""
     teachers = raw.get("teachers")
     if isinstance(teachers, dict):
         raw["teachers"] = {name: {"load": spec} if isinstance(spec, str) else spec for name, spec in teachers.items()}
+    if isinstance(raw.get("trackers"), list):
+        raw["trackers"] = [{"name": one} if isinstance(one, str) else one for one in raw["trackers"]]
     if isinstance(raw.get("method"), str):
         raw["method"] = {"name": raw["method"]}
     return raw

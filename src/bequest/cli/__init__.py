@@ -34,11 +34,15 @@ def train(
         list[str] | None, typer.Argument(help="key=value, for example data.sequence=512", metavar="[KEY=VALUE]...")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/<name> unless given.")] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Afterwards upload the model to this Hugging Face repository.", metavar="USER/REPO"),
+    ] = None,
 ) -> None:
     """Train what RECIPE says. Run it again to go on where it stopped."""
     from .train import command
 
-    command(recipe, tuple(overrides or ()), out)
+    command(recipe, tuple(overrides or ()), out, push)
 
 
 @app.command()
@@ -74,6 +78,47 @@ def report(
 
     page.write([record.read(run) for run in runs], out)
     typer.echo(f"the report: {out}")
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One of them.")] = None,
+    recipe: Annotated[bool, typer.Option("--recipe", help="Print a recipe to start from.")] = False,
+) -> None:
+    """List the methods: what each does, its paper, what it needs, its keys."""
+    from .methods import command
+
+    if recipe and name is None:
+        raise RecipeError("name the method whose recipe you want, for example: bequest methods ki --recipe")
+    command(name, recipe)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[str, typer.Argument(help="A model's folder or hub id.")],
+    text: Annotated[str, typer.Argument(help="What it goes on from; for a masked model, text with masks in it.")],
+    tokens: Annotated[int, typer.Option(help="At most so many new tokens.", min=1)] = 50,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.", min=0.0)] = 0.8,
+    seed: Annotated[int, typer.Option(help="Of the draws.", min=0)] = 0,
+) -> None:
+    """Let a model go on from TEXT, or fill in the masks in it."""
+    from .look import generate as command
+
+    command(checkpoint, text, tokens, temperature, seed)
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A model's folder or hub id.")],
+    data: Annotated[
+        list[str], typer.Option(help="Text to predict; can be given several times.", metavar="[SOURCE=]PATH")
+    ],
+    sequence: Annotated[int, typer.Option(help="Positions; 0 is what the model allows, at most 512.", min=0)] = 0,
+) -> None:
+    """Say how well a model predicts some text: loss, perplexity, bits per byte."""
+    from .look import evaluate as command
+
+    command(checkpoint, data, sequence)
 
 
 @app.command()

@@ -58,9 +58,9 @@ def _show(name: str, plan: Plan) -> None:
     both = plan.student_flops + plan.teacher_flops
     print("parameters: " + ", ".join(f"{what} {count:,}" for what, count in plan.parameters.items()))
     print(f"cost: {both:.4g} FLOPs, {plan.teacher_flops / both:.1%} of them the teachers' forward passes")
-    worst = max(plan.stages, key=lambda s: sum(s.memory.values())).memory
-    parts = ", ".join(f"{what} {_mb(size)}" for what, size in {"process": plan.process, **worst}.items())
-    print(f"memory: {_mb(plan.memory)} ({parts}; one chunk of logits {_mb(plan.chunk)})")
+    parts = ", ".join(f"{what} {_mb(size)}" for what, size in {"process": plan.process, **plan.worst}.items())
+    where = " on the GPU" if plan.gpu else ""
+    print(f"memory{where}: {_mb(plan.memory)} ({parts}; one chunk of logits {_mb(plan.chunk)})")
     print(
         "disk: " + ", ".join(f"{what} {_mb(size)}" for what, size in plan.disk.items()) + f"; {_mb(plan.free)} are free"
     )
@@ -83,11 +83,14 @@ def schema_text() -> str:
     """The JSON schema of recipes, short forms and the methods' own keys included, so that editors complete and underline."""
     from .. import config, methods
     from ..recipe import Recipe
+    from ..report.trackers import PACKAGES
 
     found = config.schema(Recipe)
     definitions, properties = found["$defs"], found["properties"]
     teacher = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/TeacherModel"}]}
     properties["teachers"]["additionalProperties"] = teacher
+    tracker = {"anyOf": [properties["trackers"]["items"], {"enum": sorted(PACKAGES)}]}
+    properties["trackers"]["items"] = tracker
     properties["method"] = {"anyOf": [{"enum": methods.names()}], "description": "The method and its hyper-parameters."}
     for name in methods.names():
         own = config.schema(methods.find(name))

@@ -7,8 +7,8 @@ from pathlib import Path
 from .. import recipe as recipes
 
 
-def command(path: Path, overrides: tuple[str, ...], out: Path | None) -> None:
-    """Train a recipe and print the table of what came out."""
+def command(path: Path, overrides: tuple[str, ...], out: Path | None, push: str | None) -> None:
+    """Train a recipe, print the table of what came out, and put the model on a hub if asked to."""
     recipe = recipes.load(path, overrides)
     from ..job.train import train  # a mistake in the recipe should not wait for torch
     from ..report import table
@@ -24,3 +24,8 @@ def command(path: Path, overrides: tuple[str, ...], out: Path | None) -> None:
     table.show(table.of_run(summary))
     print(table.cost(summary))
     print(f"the model: {summary['checkpoint']}")
+    print(f"the report: {folder / 'report.html'}")
+    if push:
+        from ..job.push import push as push_to
+
+        print(f"pushed to {push_to(folder / 'checkpoint', push)}")

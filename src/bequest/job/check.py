@@ -23,6 +23,7 @@ from ..model.flops import TRAINING, forward_flops
 from ..model.language import LanguageModel
 from ..optim import Policy
 from ..recipe import Recipe
+from ..report import trackers
 from ..train.plan import Method, Stage
 from ..train.run import Settings
 from ..types import Batch, BequestError, Clock, FolderError, Teacher
@@ -69,6 +70,7 @@ def problems(recipe: Recipe, out: Path) -> list[str]:
     if method := tries(find_method, recipe):
         tries(_folder, recipe, method, out)
     tries(place, recipe.train.device, recipe.train.precision)
+    tries(trackers.require, recipe.trackers)
     models = models_of(recipe)
     loaded = [bool(tries(build.load, s.load, recipe.data.objective, s.remote_code)) for s in models.values()]
     texts = [text for text in (*recipe.data.train, *recipe.data.valid) if text.path]
@@ -128,6 +130,8 @@ class Plan:
 
     parameters: Mapping[str, int]
     stages: Sequence[StageCost]
+    gpu: bool
+    """Whether tensors will be on a GPU, where its own allocator leaves no such gaps."""
     process: int
     """Bytes of a process that trains next to nothing, and of the text that is mapped into it."""
     chunk: int
@@ -148,9 +152,15 @@ class Plan:
         return sum(stage.teacher_flops for stage in self.stages)
 
     @property
+    def worst(self) -> Mapping[str, int]:
+        """The parts of the stage that needs most."""
+        return max((stage.memory for stage in self.stages), key=lambda memory: sum(memory.values()))
+
+    @property
     def memory(self) -> int:
-        """Bytes of the whole process at its worst moment."""
-        return self.process + max(sum(stage.memory.values()) for stage in self.stages)
+        """Bytes at the worst moment: of the whole process, or of the tensors on the GPU."""
+        parts = sum(self.worst.values())
+        return parts - self.worst["gaps"] if self.gpu else self.process + parts
 
 
 def plan(recipe: Recipe, out: Path) -> Plan:
@@ -181,7 +191,8 @@ def plan(recipe: Recipe, out: Path) -> Plan:
     chunk = 4 * model.vocabulary * chunk_rows(model.vocabulary)
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     disk = _disk(recipe, stages, prepared)
-    return Plan(parameters, stages, process, chunk, disk, shutil.disk_usage(parent).free, prepared.warnings)
+    gpu = place(recipe.train.device, recipe.train.precision).device == "cuda"
+    return Plan(parameters, stages, gpu, process, chunk, disk, shutil.disk_usage(parent).free, prepared.warnings)
 
 
 def _cost(

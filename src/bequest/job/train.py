@@ -20,7 +20,7 @@ from ..eval.held_out import HeldOut, validate
 from ..model import build
 from ..optim import Policy
 from ..recipe import Recipe
-from ..report import page
+from ..report import page, trackers
 from ..report.card import card
 from ..report.metrics import Metrics
 from ..report.progress import Training, console
@@ -40,6 +40,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     """
     build.quiet()
     method = find_method(recipe)
+    trackers.require(recipe.trackers)
     with folder.opened(out):
         old = folder.recorded(out)
         if old:
@@ -85,6 +86,7 @@ def _state(recipe: Recipe, prepared: Prepared, out: Path) -> State:
 
 
 def settings_of(recipe: Recipe, where: Place, policy: Policy) -> Settings:
+    """How the spine runs this recipe."""
     train = recipe.train
     micro = (train.micro_batch_tokens or train.batch_tokens) // recipe.data.sequence
     return Settings(
@@ -110,10 +112,14 @@ def _run(
     writer: Writer,
 ) -> None:
     train = recipe.train
-    metrics = Metrics(out / "metrics.jsonl", train.log_every_steps, state.run_step)
     saver = checkpoint.Saver(out, writer, prepared.identity, train.save_every_tokens, train.keep)
-    evaluator = Evaluator(prepared.held_out, settings.place, metrics, recipe.eval.every_tokens, writer.valid)
-    with Training(train.tokens, recipe.name) as progress, stopping(saver, out) as stopper:
+    with (
+        trackers.opened(recipe.trackers, recipe.name, out, writer.recipe, state.run_step) as listeners,
+        Training(train.tokens, recipe.name) as progress,
+        stopping(saver, out) as stopper,
+    ):
+        metrics = Metrics(out / "metrics.jsonl", train.log_every_steps, state.run_step, listeners)
+        evaluator = Evaluator(prepared.held_out, settings.place, metrics, recipe.eval.every_tokens, writer.valid)
         try:
             run(stages, state, settings, (metrics, evaluator, progress, saver, stopper))
         except TrainingError as error:
@@ -206,6 +212,7 @@ def _finish(
         "wall_s": round(ledger.seconds, 2),
         "tokens_per_s": round(state.tokens / max(1e-9, ledger.seconds), 1),
         "peak_rss_mb": round(peak, 1),
+        **({"peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 2**20, 1)} if place.device == "cuda" else {}),
         "valid": writer.valid,
         "checkpoint": str(out / "checkpoint"),
     }

@@ -162,6 +162,12 @@ def _check_kind(path: str, config: Any, objective: str) -> None:
         )
 
 
+def objective_of(config: Any) -> str:
+    """What a model was saved as: causal or masked."""
+    saved = (getattr(config, "architectures", None) or [""])[0]
+    return "masked" if "MaskedLM" in saved else "causal"
+
+
 def positions_of(config: Any) -> int:
     """The longest sequence that a model can take, or a very large number when nothing limits it."""
     limit = getattr(config, "max_position_embeddings", None) or 1 << 30

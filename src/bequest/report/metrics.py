@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from ..types import FolderError
 
 
 class Metrics:
-    """Appends to the metrics file. An observer."""
+    """Appends to the metrics file and tells whoever listens. An observer."""
 
-    def __init__(self, path: Path, every: int, run_step: int) -> None:
-        self.path, self.every = path, every
+    def __init__(
+        self, path: Path, every: int, run_step: int, listeners: Sequence[Callable[[Mapping[str, Any]], None]] = ()
+    ) -> None:
+        self.path, self.every, self.listeners = path, every, listeners
         kept = [line for line in read(path) if line["step"] <= run_step]
         replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -29,6 +31,8 @@ class Metrics:
         """Append one object."""
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        for listen in self.listeners:
+            listen(line)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -10,11 +10,16 @@ from rich.table import Table
 
 
 def of_run(summary: Mapping[str, Any]) -> Table:
-    """Losses and cost of one run."""
-    table = Table(title=f"{summary['name']}: {summary['tokens']:,} tokens", title_justify="left")
+    """Losses of one run."""
+    return of_valid(f"{summary['name']}: {summary['tokens']:,} tokens", summary["valid"])
+
+
+def of_valid(title: str, found: Mapping[str, Mapping[str, float]]) -> Table:
+    """A validation, source by source."""
+    table = Table(title=title, title_justify="left")
     for column in ("source", "loss", "perplexity", "bits per byte"):
         table.add_column(column, justify="left" if column == "source" else "right")
-    for source, valid in summary["valid"].items():
+    for source, valid in found.items():
         bits = valid.get("bits_per_byte")
         table.add_row(
             source, f"{valid['loss']:.4f}", f"{valid['perplexity']:.2f}", "-" if bits is None else f"{bits:.4f}"
