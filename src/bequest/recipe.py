@@ -187,6 +187,7 @@ class Tracker(Config):
     """Somewhere else to watch the run; `metrics.jsonl` is always written."""
 
     name: Literal["tensorboard", "wandb", "mlflow", "trackio"]
+    """Which one; it must be installed: pip install 'bequest[wandb]'."""
     project: str = "bequest"
     """Under which name the tracker files the run (wandb, mlflow, trackio)."""
 
@@ -208,7 +209,7 @@ class Recipe(Config):
     train: Train
     eval: Eval = Eval()
     trackers: tuple[Tracker, ...] = ()
-    """Where else to watch; each is an extra: pip install 'bequest[wandb]'."""
+    """Where else to watch; a name alone stands for {name: NAME}."""
 
 
 MAY_CHANGE = (
