@@ -6,3 +6,4 @@ html_theme = "furo"
 html_title = "Bequest"
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
+smartquotes = False  # `--out` is two dashes
