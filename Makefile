@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint docs bench clean
 
 setup: $(VENV)/.installed
 
@@ -21,12 +21,15 @@ test: setup
 	$(RUN)/pytest -n 2
 
 lint: setup
-	$(RUN)/ruff check src tests bench
-	$(RUN)/ruff format --check src tests bench
+	$(RUN)/ruff check src tests bench docs
+	$(RUN)/ruff format --check src tests bench docs
 	$(RUN)/mypy
+
+docs: setup
+	$(RUN)/sphinx-build -W --keep-going -b html docs docs/_build
 
 bench: setup
 	bench/wiki.sh
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build

@@ -44,12 +44,15 @@ class Data(Config):
     """Text and how it becomes sequences."""
 
     train: tuple[Text, ...]
+    """What is learned from; several entries may share a source."""
     valid: tuple[Text, ...] = ()
+    """Text that is only measured on; its sources need not be those of `train`."""
     valid_fraction: Share = 0.0
     """Instead of `valid`: this share of the training documents, chosen by their hash."""
     sequence: Positive = 512
     """Positions per sequence."""
     objective: Literal["causal", "masked"] = "causal"
+    """Predict the next token, or tokens that were masked."""
     mask_rate: Share = 0.15
     """Masked objective: share of positions that are predicted (80 % masked, 10 % random, 10 % kept)."""
 
@@ -58,6 +61,7 @@ class TrainTokenizer(Config):
     """A byte-level BPE tokenizer trained on the training text."""
 
     vocab: Positive
+    """Number of ids, special tokens included; at least 256 and the special tokens."""
     sample_mb: Positive = 100
     """It sees this much text from each source, in order."""
 
@@ -66,17 +70,24 @@ class Tokenizer(Config):
     """Trained here or loaded from a folder or a hub; without either it is the teacher's."""
 
     train: TrainTokenizer | None = None
+    """Train one on the training text."""
     load: str = ""
+    """A folder that holds tokenizer.json, or a hub id."""
 
 
 class Student(Config):
     """The successor: built from sizes, or loaded."""
 
     load: str = ""
+    """Go on from the model in this folder or hub id; the sizes below are then not used."""
     family: Literal["", "llama", "qwen3", "gpt2", "bert", "roberta"] = ""
+    """The architecture: llama, qwen3 and gpt2 are causal, bert and roberta masked."""
     hidden: Positive = 256
+    """Width; a multiple of `heads`."""
     layers: Annotated[int, at.Gt(0), at.Le(10_000)] = 4
+    """Number of blocks."""
     heads: Positive = 4
+    """Attention heads per block."""
     kv_heads: Count = 0
     """Key-value heads (llama, qwen3); 0 is as many as heads."""
     feed_forward: Count = 0
@@ -84,6 +95,7 @@ class Student(Config):
     vocab: Count = 0
     """Rows of the embedding, if more than the tokenizer has; 0 is as many."""
     dropout: Share = 0.0
+    """The same share at every place where the family drops."""
     tied: bool = True
     """Whether the head shares the embedding's weights."""
     remote_code: bool = False
@@ -100,17 +112,22 @@ class TeacherModel(Config):
     control: Literal["none", "renormalise", "shuffle", "uniform"] = "none"
     """A placebo in the teacher's place: the rest dropped, other rows' signals, or label smoothing."""
     remote_code: bool = False
+    """Run Python code that comes with the loaded folder. Only for folders that you trust."""
 
 
 class OptimiserSettings(Config):
     """AdamW, or Muon for the matrices and AdamW for everything else."""
 
     name: Literal["adamw", "muon"] = "adamw"
+    """Which of the two."""
     lr: AboveZero = 1e-3
     """Peak learning rate; Muon's updates are scaled so that AdamW's rates suit it."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
+    """AdamW's decay rates of its two moments."""
     eps: AboveZero = 1e-8
+    """AdamW's; keeps a division by zero away."""
     weight_decay: NotNegative = 0.1
+    """Not for norms, biases and embeddings."""
     momentum: Share = 0.95
     """Muon's."""
 
@@ -119,7 +136,9 @@ class ScheduleSettings(Config):
     """The learning rate's course over the run. `warmup` and `decay`: below 1 a share of the run, from 1 on tokens."""
 
     name: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    """Warm-up-stable-decay, or a fall over the whole run, or none."""
     warmup: NotNegative = 0.02
+    """The first part, in which the rate rises from zero."""
     decay: NotNegative = 0.2
     """wsd only: the last part of the run, in which the rate falls linearly."""
     floor: Share = 0.0
@@ -130,7 +149,9 @@ class Train(Config):
     """How long, how large, how fast."""
 
     tokens: Positive
+    """Tokens of the whole run; text is read again when it ends."""
     batch_tokens: Positive = 8192
+    """Tokens per step; a multiple of `data.sequence`."""
     micro_batch_tokens: Count = 0
     """What is held in memory at once; 0 is the whole batch. It changes nothing but memory and rounding."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -144,8 +165,11 @@ class Train(Config):
     keep: Positive = 2
     """How many checkpoints to go on from are kept."""
     log_every_steps: Positive = 1
+    """How often a step is written to metrics.jsonl."""
     compile: bool = False
+    """Whether PyTorch compiles the student's blocks: a slower start, faster steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is the GPU when there is one."""
     threads: Annotated[int, at.Ge(0), at.Le(4096)] = 0
     """CPU threads; 0 is PyTorch's own choice."""
 
@@ -163,6 +187,7 @@ class Tracker(Config):
     """Somewhere else to watch the run; `metrics.jsonl` is always written."""
 
     name: Literal["tensorboard", "wandb", "mlflow", "trackio"]
+    """Which one; it must be installed: pip install 'bequest[wandb]'."""
     project: str = "bequest"
     """Under which name the tracker files the run (wandb, mlflow, trackio)."""
 
@@ -171,16 +196,20 @@ class Recipe(Config):
     """A whole run."""
 
     name: str
+    """The run folder is runs/<name> unless --out says otherwise."""
     seed: Count = 0
+    """Of the fresh weights, the order of the text, dropout and training masks."""
     data: Data
     tokenizer: Tokenizer | None = None
     student: Student
     teachers: dict[str, TeacherModel] = field(default_factory=dict)
+    """Predecessors by the name under which the method asks for them; a path alone stands for {load: PATH}."""
     method: dict[str, Any]
+    """A method's name, or a mapping with `name` and the method's own keys."""
     train: Train
     eval: Eval = Eval()
     trackers: tuple[Tracker, ...] = ()
-    """Where else to watch; each is an extra: pip install 'bequest[wandb]'."""
+    """Where else to watch; a name alone stands for {name: NAME}."""
 
 
 MAY_CHANGE = (

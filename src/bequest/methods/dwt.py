@@ -28,7 +28,9 @@ class DWT(Method):
     until: Share = 1.0
     """The share of the run over which the weight moves."""
     shape: Literal["linear", "cosine", "heaviside"] = "linear"
+    """The weight's course."""
     temperature: Temperature = 1.0
+    """Of both models; there is no temperature² factor."""
 
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
         """One stage."""
