@@ -177,8 +177,8 @@ OVERRIDES = [
     ("teachers={teacher: {lod: x}}", "unknown key 'teachers.teacher.lod'; did you mean 'teachers.teacher.load'?"),
     ("teachers.teacher.load=/nowhere", "there is no model at /nowhere"),
     ("teachers.teacher.load=''", "teachers.teacher needs load"),
-    ('teachers.teacher.load="a\\0b"', "cannot read a model from a\\x00b"),
-    ("teachers.teacher.load=not a model", "cannot read a model from not a model"),
+    ('teachers.teacher.load="a\\0b"', "there is no folder a\\x00b"),
+    ("teachers.teacher.load=not a model", "there is no folder not a model"),
     ("teachers.teacher.keep=-1", "teachers.teacher.keep must be greater than or equal to 0"),
     ("teachers.teacher.control=mix", "teachers.teacher.control must be"),
     ("tokenizer={}", "tokenizer needs either train or load"),
@@ -276,10 +276,10 @@ def zstd(content: bytes) -> bytes:
 
 LINES = "".join(json.dumps({"text": t}) + "\n" for t in sentences(1, 200)).encode()
 TEXTS: dict[str, tuple[str, bytes | Callable[[], bytes], str]] = {
-    "empty": ("a.txt", b"", "holds no document with text"),
-    "blank": ("a.txt", b" \n\n \n", "holds no document with text"),
-    "empty jsonl": ("a.jsonl", b"", "holds no document with text"),
-    "blank documents": ("a.jsonl", b'{"text": " "}\n' * 9, "holds no document with text"),
+    "empty": ("a.txt", b"", "no document with text"),
+    "blank": ("a.txt", b" \n\n \n", "no document with text"),
+    "empty jsonl": ("a.jsonl", b"", "no document with text"),
+    "blank documents": ("a.jsonl", b'{"text": " "}\n' * 9, "no document with text"),
     "one word": ("a.txt", b"word", "give more text or lower data.sequence"),
     "binary": ("a.txt", bytes(range(128)) * 9, "line 1: binary data"),
     "invalid utf-8": ("a.txt", b"fine\n\xff\xfe bad\n", "line 2: not UTF-8"),
@@ -300,10 +300,10 @@ TEXTS: dict[str, tuple[str, bytes | Callable[[], bytes], str]] = {
     "gz without checksum": ("a.jsonl.gz", gzip.compress(LINES)[:-4], "breaks off or is damaged"),
     "gz that is none": ("a.jsonl.gz", LINES, "breaks off or is damaged"),
     "gz that is damaged": ("a.jsonl.gz", gzip.compress(LINES)[:500] + b"\0" * 500, "breaks off or is damaged"),
-    "gz that is empty": ("a.jsonl.gz", b"", "holds no document with text"),
+    "gz that is empty": ("a.jsonl.gz", b"", "no document with text"),
     "zst that ends early": ("a.jsonl.zst", lambda: zstd(LINES)[:-100], "breaks off or is damaged"),
     "zst that is none": ("a.jsonl.zst", LINES, "breaks off or is damaged"),
-    "zst that is empty": ("a.jsonl.zst", b"", "holds no document with text"),
+    "zst that is empty": ("a.jsonl.zst", b"", "no document with text"),
     "csv without the column": ("a.csv", b"body,n\nhello,1\n", "no text in the column 'text' (there are body, n)"),
     "csv that is empty": ("a.csv", b"", "a.csv"),
     "csv that is binary": ("a.csv", bytes(range(256)) * 9, "a.csv"),
@@ -337,7 +337,7 @@ def validation_text_is_empty(box: Box) -> None:
     box.raw["data"]["valid"] = [{"path": str(box.folder / "v.txt")}]
 
 
-@case("holds no document with text")
+@case("leaves no document of")
 def share_of_validation_chooses_nothing(box: Box) -> None:
     write_jsonl(box.folder / "a.jsonl", sentences(1, 3))
     box.raw["data"] |= {"train": [{"path": str(box.folder / "a.jsonl")}], "valid": [], "valid_fraction": 1e-9}

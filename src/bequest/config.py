@@ -20,8 +20,8 @@ import annotated_types as at
 
 from .types import RecipeError
 
-Positive = Annotated[int, at.Gt(0), at.Lt(1 << 62)]
-Count = Annotated[int, at.Ge(0), at.Lt(1 << 62)]
+Positive = Annotated[int, at.Gt(0), at.Lt(1 << 50)]
+Count = Annotated[int, at.Ge(0), at.Lt(1 << 50)]
 BelowOne = Annotated[float, at.Ge(0.0), at.Lt(1.0)]
 Share = Annotated[float, at.Ge(0.0), at.Le(1.0)]
 # Floats whose square is still a number in fp32.

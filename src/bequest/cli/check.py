@@ -27,7 +27,8 @@ def command(path: Path, overrides: tuple[str, ...], out: Path | None, time: bool
 
         build.quiet()
         folder = out or Path("runs") / recipe.name
-        problems += [sentence for sentence in check.problems(recipe, folder) if sentence not in problems]
+        more = check.outside(recipe, folder) if problems else check.problems(recipe, folder)
+        problems += [sentence for sentence in more if f"{path}: {sentence}" not in problems]
     for sentence in problems:
         print(f"bequest: {sentence}", file=sys.stderr)
     if recipe is None or problems:

@@ -1,6 +1,6 @@
 """Where documents come from: files that we read with line numbers, everything else through `datasets`.
 
-A jsonl line, a csv or parquet row and a small text file are one document each. A text file of more than 1 MiB is cut
+A jsonl line, a csv or parquet row and a small text file are one document each. A text file of more than 64 KiB is cut
 at blank lines into documents of about that size, so that no file has to fit into memory.
 """
 
@@ -22,7 +22,7 @@ from ..types import DataError, Doc
 
 FORMATS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 PACKED = (".gz", ".zst")
-PIECE = 1 << 20
+PIECE = 1 << 16
 
 
 def documents(text: Text, keep: Callable[[str], bool] | None = None) -> Iterator[Doc]:
@@ -114,7 +114,7 @@ def _open(path: Path) -> IO[bytes]:
             import zstandard
         except ImportError:
             raise DataError(f"{path}: reading .zst needs an extra package; run pip install 'bequest[zstd]'") from None
-        return io.BufferedReader(_Unzstd(path.open("rb"), zstandard.ZstdDecompressor()), PIECE)
+        return io.BufferedReader(_Unzstd(path.open("rb"), zstandard.ZstdDecompressor()), 1 << 20)
     return path.open("rb")
 
 

@@ -23,7 +23,7 @@ from ..files import locked, replace_text
 from ..types import DataError, Doc
 from .tokenizer import Vocabulary
 
-FORMAT = 2
+FORMAT = 3
 """Of the files: stores of another format are other stores."""
 PIECE_BYTES = 4 << 20
 Progress = Callable[[int], None]
@@ -74,9 +74,9 @@ def build(
     docs: Callable[[], Iterable[Doc]],
     vocabulary: Vocabulary,
     progress: Progress | None = None,
-    where: str = "",
+    nothing: str = "",
 ) -> TokenStore:
-    """The store in `folder`, written first where it is missing or unfinished; `where` says in errors what it is made of.
+    """The store in `folder`, written first where it is missing or unfinished; `nothing` is what to say when it holds none.
 
     Raises DataError when the source holds no document.
     """
@@ -86,9 +86,7 @@ def build(
         if not done.complete:
             done = _write(folder, done, docs(), vocabulary, progress)
     if not done.documents:
-        raise DataError(
-            f"the source {where or repr(source)} holds no document with text in it; check its path, its field and the split"
-        )
+        raise DataError(nothing or f"the source {source!r} holds no document with text in it")
     return _open(folder, source, done)
 
 

@@ -66,22 +66,33 @@ class _Tries:
             return None
 
 
-def problems(recipe: Recipe, out: Path) -> list[str]:
-    """Everything that would keep the recipe from training into `out`, one sentence each."""
+def outside(recipe: Recipe, out: Path) -> list[str]:
+    """What is missing around a recipe: its method, its folder, its device, its trackers, its models and its texts."""
     tries = _Tries()
     if method := tries(find_method, recipe):
         tries(_folder, recipe, method, out)
     tries(place, recipe.train.device, recipe.train.precision)
     tries(trackers.require, recipe.trackers)
+    for spec in models_of(recipe).values():
+        if spec.load:
+            tries(build.load, spec.load, recipe.data.objective, spec.remote_code)
+    for text in (*recipe.data.train, *recipe.data.valid):
+        if text.path:
+            tries(source.files, text)
+    return list(tries.problems)
+
+
+def problems(recipe: Recipe, out: Path) -> list[str]:
+    """Everything that would keep a recipe without mistakes of its own from training into `out`, one sentence each."""
+    tries = _Tries()
+    tries.problems |= dict.fromkeys(outside(recipe, out))
     models = models_of(recipe)
-    loaded = [bool(tries(build.load, s.load, recipe.data.objective, s.remote_code)) for s in models.values()]
-    texts = [text for text in (*recipe.data.train, *recipe.data.valid) if text.path]
-    found = [tries(source.files, text) for text in texts]
-    known = all(found) and (recipe.tokenizer or (models and all(loaded)))
-    vocabulary = tries(find_tokenizer, recipe) if known else None
-    if vocabulary is not None:
-        for what, spec in models.items():
-            if config := _quietly(build.config_of, spec.load, spec.remote_code):
+    texts = [t for t in (*recipe.data.train, *recipe.data.valid) if t.path]
+    own = [_quietly(build.config_of, spec.load, spec.remote_code) for spec in models.values()]
+    known = all(_quietly(source.files, t) for t in texts) and (recipe.tokenizer or (own and all(own)))
+    if known and (vocabulary := tries(find_tokenizer, recipe)):
+        for (what, spec), config in zip(models.items(), own, strict=True):
+            if config:
                 tries(check_model, what, spec.load, config, recipe.data.sequence, vocabulary)
         if recipe.student.family:
             tries(outline, recipe, vocabulary)

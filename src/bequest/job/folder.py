@@ -43,9 +43,9 @@ def opened(folder: Path) -> Iterator[None]:
 
 
 def recorded(folder: Path) -> dict[str, Any] | None:
-    """The recipe that the folder was begun with, if it was."""
-    path = folder / "recipe.yaml"
-    if not path.exists():
+    """The recipe that the folder belongs to. As long as nothing has been saved in it, it belongs to none."""
+    path, saved = folder / "recipe.yaml", [*(folder / "checkpoints").glob("step-*"), *folder.glob("summary.json")]
+    if not path.exists() or not saved:
         return None
     found = config.read(path)
     train = found.get("train")

@@ -196,12 +196,24 @@ def packs(recipe: Recipe, vocabulary: Vocabulary, objective: Objective, side: st
         key += [recipe.data.valid_fraction, side if recipe.data.valid_fraction else "", tokens.FORMAT]
         folder = cache() / "tokens" / fingerprint(key)
         docs = partial(_documents, own, recipe, side)
-        where = f"{name!r} ({', '.join(t.path or t.hub for t in own)})"
-        store = tokens.build(folder, name, docs, vocabulary, Reading(f"tokenising {name} ({side})"), where)
+        progress = Reading(f"tokenising {name} ({side})")
+        store = tokens.build(folder, name, docs, vocabulary, progress, _nothing(own, recipe, side))
         if side == "valid" and recipe.eval.tokens:
             store = store.first(recipe.eval.tokens)
         found.append(Pack(store, recipe.data.sequence, objective.overlap))
     return tuple(found)
+
+
+def _nothing(texts: Iterable[Text], recipe: Recipe, side: str) -> str:
+    """What to say of a source without documents."""
+    where, fraction = ", ".join(t.path or t.hub for t in texts), recipe.data.valid_fraction
+    if not fraction:
+        return f"there is no document with text in {where}; check the path, the field and the split"
+    what = {"train": "training", "valid": "validation"}[side]
+    return (
+        f"data.valid_fraction {fraction} leaves no document of {where} for {what}; "
+        "change it, give more documents, or name data.valid"
+    )
 
 
 def _documents(texts: Iterable[Text], recipe: Recipe, side: str) -> Iterator[Doc]:

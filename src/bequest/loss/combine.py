@@ -66,6 +66,12 @@ class Weighted:
         """Every part's weight at a clock."""
         return tuple(weight(clock) for weight, _ in self.parts)
 
+    def release(self) -> None:
+        """Let every teacher go: the stage has ended."""
+        for _, part in self.parts:
+            if part.teacher is not None:
+                part.teacher.release()
+
     def _release(self, clock: Clock) -> None:
         ended: dict[int, bool] = {}
         for weight, part in self.parts:

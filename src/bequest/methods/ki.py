@@ -17,7 +17,7 @@ class KI(Method):
     needs: ClassVar[tuple[str, ...]] = ("teacher",)
 
     start: Share = 1.0
-    """The inheritance rate at step 0."""
+    """The inheritance rate at step 0 (for wsd: after its warm-up)."""
     until: Share = 0.32
     """The share of the run after which the rate is exactly zero; 40k of 125k steps for BASE to LARGE (table 7)."""
     shape: Literal["linear", "constant", "heaviside", "cosine", "wsd"] = "linear"

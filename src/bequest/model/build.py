@@ -144,6 +144,10 @@ def config_of(path: str, remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=remote_code)
     except _faults() as error:
+        if not Path(path).exists():
+            raise ModelError(
+                f"there is no folder {path}, and no hub gave a model of that name ({_first(error)})"
+            ) from None
         raise ModelError(
             f"cannot read a model from {path} ({_first(error)}); "
             "give a folder that holds config.json and model.safetensors"

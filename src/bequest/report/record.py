@@ -54,8 +54,8 @@ def read(folder: Path) -> Record:
     if not (folder / "recipe.yaml").is_file():
         raise FolderError(f"{folder} is not a run folder; give one that bequest train wrote, such as runs/first")
     recipe = config.read(folder / "recipe.yaml")
-    summary, lineage = (_object(folder / name) for name in ("summary.json", LINEAGE))
-    history = [json.loads(line) for line in _text(folder / HISTORY).splitlines()]
+    summary, lineage = (_object(folder / name, _text(folder / name)) for name in ("summary.json", LINEAGE))
+    history = [_object(folder / HISTORY, line) or {} for line in _text(folder / HISTORY).splitlines()]
     lines = list(metrics.read(folder / "metrics.jsonl"))
     return Record(recipe["name"], folder, recipe, lines, summary, lineage or {}, history)
 
@@ -64,11 +64,14 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _object(path: Path) -> dict[str, Any] | None:
+def _object(path: Path, text: str) -> dict[str, Any] | None:
+    """The object that a text of a file stands for, None for no text."""
     try:
-        found: dict[str, Any] | None = json.loads(_text(path) or "null")
+        found: dict[str, Any] | None = json.loads(text or "null")
     except ValueError:
-        raise FolderError(f"{path} is damaged; delete it and run the recipe again") from None
+        found = {}
+    if found is not None and not found:
+        raise FolderError(f"{path} is damaged; delete it and run the recipe again")
     return found
 
 

@@ -165,6 +165,7 @@ def run(stages: Sequence[Stage], state: State, settings: Settings, observers: Se
                 unchecked.clear()
             for observe in observers:
                 observe(state, stepped)
+        getattr(stage.loss, "release", lambda: None)()
         last = node + 1 == len(stages)
         if not last:  # a finished run stays inside its last stage: with more tokens it can go on
             state.moments, state.loss_state = state.snapshot()[0], {}
