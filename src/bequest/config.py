@@ -1,7 +1,6 @@
-"""Read a recipe, override it, decode it into frozen dataclasses: the only file that knows YAML and pydantic.
+"""Read a recipe, override it, decode it into frozen dataclasses: the only file that knows pydantic.
 
-Recipes are YAML 1.2 in the points where people stumble over PyYAML: `3e-3` is a number, `no` is text, a key that
-stands twice is an error. Decoding is strict: text is not a number, 1 is not a boolean.
+Decoding is strict: text is not a number, 1 is not a boolean. How recipes speak YAML is in dialect.py.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_type_hints
 
@@ -28,9 +26,6 @@ Share = Annotated[float, at.Ge(0.0), at.Le(1.0)]
 NotNegative = Annotated[float, at.Ge(0.0), at.Le(1e15)]
 AboveZero = Annotated[float, at.Gt(0.0), at.Le(1e15)]
 Temperature = Annotated[float, at.Ge(0.01), at.Le(100.0)]
-
-DEEPEST, MOST_VALUES = 50, 100_000
-"""More levels or values of YAML are no recipe."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -65,19 +60,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def parse(text: str, where: str) -> Any:
     """The value that a piece of YAML stands for; `where` names it in errors."""
-    import yaml
+    from .dialect import load
 
-    try:
-        return yaml.load(text, Loader=_loader())
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{where}{line}: not valid YAML ({problem}); mend that place") from None
-    except (ValueError, OverflowError) as error:  # "\\U00110000", or a number of thousands of digits
-        raise RecipeError(f"{where}: not valid YAML ({error}); mend that place") from None
-    except RecursionError:
-        raise RecipeError(f"{where}: too many brackets inside one another; a recipe is a mapping of keys") from None
+    return load(text, where)
 
 
 def write(value: Mapping[str, Any], path: Path) -> None:
@@ -87,95 +72,9 @@ def write(value: Mapping[str, Any], path: Path) -> None:
 
 def text_of(value: Mapping[str, Any]) -> str:
     """A mapping as YAML text."""
-    import yaml
+    from .dialect import dump
 
-    return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, allow_unicode=True, width=120)
-
-
-@cache
-def _loader() -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """YAML 1.2 numbers and booleans, no dates, no repeated keys, no tags, and aliases that stand for little."""
-
-        def __init__(self, text: str) -> None:
-            super().__init__(text)
-            self.depth = self.values = 0
-            self.sizes: dict[Any, int] = {}
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            fault = partial(yaml.composer.ComposerError, None, None, problem_mark=event.start_mark)
-            if getattr(event, "tag", None):
-                raise fault("tags such as !!binary have no meaning here")
-            if self.depth == DEEPEST:
-                raise RecursionError
-            before, self.depth = self.values, self.depth + 1
-            node = super().compose_node(parent, index)
-            self.depth -= 1
-            if isinstance(event, yaml.AliasEvent):
-                if node not in self.sizes:
-                    raise fault("an alias inside what it stands for")
-                self.values += self.sizes[node]
-            else:
-                self.values += 1
-                self.sizes[node] = self.values - before
-            if self.values > MOST_VALUES:
-                raise fault(f"more than {MOST_VALUES} values, with those that aliases stand for")
-            return node
-
-        def construct_scalar(self, node: Any) -> Any:
-            text = super().construct_scalar(node)
-            if any("\ud800" <= c <= "\udfff" for c in text):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "half a surrogate pair is not text", node.start_mark
-                )
-            return text
-
-    Loader.yaml_implicit_resolvers = {
-        first: [
-            (tag, pattern)
-            for tag, pattern in rules
-            if tag.rsplit(":", 1)[1] not in ("float", "int", "bool", "timestamp")
-        ]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    number = re.compile(
-        r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
-    )
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-    )
-
-    def construct_number(loader: Any, node: Any) -> int | float:
-        text = node.value.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
-        try:
-            number = float(text)
-        except ValueError:
-            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is not a number", node.start_mark) from None
-        if re.fullmatch(r"[-+]?\d+", text):
-            return int(text)
-        return int(number) if "e" in text and number.is_integer() else number  # 4e6 tokens is a count
-
-    def construct_mapping(loader: Any, node: Any) -> dict[str, Any]:
-        loader.flatten_mapping(node)
-        found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(loader.construct_object(key_node, deep=True))
-            if not key.isprintable():
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is no key", key_node.start_mark)
-            if key in found:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            found[key] = loader.construct_object(value_node, deep=True)
-        return found
-
-    Loader.add_constructor("tag:yaml.org,2002:float", construct_number)
-    Loader.add_constructor("tag:yaml.org,2002:map", construct_mapping)
-    return Loader
+    return dump(json.loads(json.dumps(value)))
 
 
 def override(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
