@@ -331,3 +331,11 @@ def test_full_disk_is_one_sentence_and_loses_nothing(world, tmp_path):
         assert same_bits(weights(tmp_path / "whole"), weights(disk / "run"))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_a_folder_in_which_nothing_was_saved_belongs_to_no_recipe(world, tmp_path):
+    with pytest.raises(TrainingError, match="no checkpoint before it"):
+        world.run(tmp_path / "run", PLAIN, train__optimiser__lr=1e14, train__clip=0.0, train__save_every_tokens=0)
+    world.run(tmp_path / "run", PLAIN)
+    world.run(tmp_path / "fresh", PLAIN)
+    assert losses(tmp_path / "run") == losses(tmp_path / "fresh")

@@ -13,6 +13,7 @@ from bequest.loss.combine import distil, next_token, weighted
 from bequest.optim import Policy
 from bequest.recipe import ScheduleSettings
 from bequest.report import metrics
+from bequest.teach.live import Live
 from bequest.train import run as spine
 from bequest.train.plan import Inputs, Method, Stage
 from bequest.types import Loss, TrainingError
@@ -120,3 +121,34 @@ def test_observers_change_no_bit(world, tmp_path, monkeypatch):
     )
     world.run(tmp_path / "nosy", {"name": "ki", "until": 0.5}, student__dropout=0.1)
     assert same_bits(weights(tmp_path / "plain"), weights(tmp_path / "nosy"))
+
+
+class FirstTaught(Method):
+    """A teacher in the first stage alone."""
+
+    def plan(self, inputs: Inputs) -> Iterator[Stage]:
+        half = inputs.steps // 2
+        yield Stage("taught", inputs.batches, weighted((0.5, distil(inputs.teacher)), (0.5, next_token)), half)
+        yield Stage("alone", inputs.batches.skip(half), weighted((1.0, next_token)), inputs.steps - half)
+
+
+def test_a_stages_end_lets_its_teachers_go(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "find", lambda name: FirstTaught)
+    teachers, loaded = [], []
+    original = Live.__init__
+
+    def remembered(self, *arguments):
+        original(self, *arguments)
+        teachers.append(self)
+
+    monkeypatch.setattr(Live, "__init__", remembered)
+    advance = spine._advance
+
+    def watched(*arguments):
+        found = advance(*arguments)
+        loaded.append(any(teacher.loaded for teacher in teachers))
+        return found
+
+    monkeypatch.setattr(spine, "_advance", watched)
+    world.run(tmp_path / "run", {"name": "first-taught"})
+    assert loaded == [True] * 6 + [False] * 6
