@@ -113,7 +113,7 @@ def test_longer_run_equals_one_planned_longer(world, tmp_path, schedule):
 
 def test_longer_run_is_refused_where_it_would_rewrite_the_past(world, tmp_path):
     world.run(tmp_path / "decayed", PLAIN)
-    with pytest.raises(FolderError, match="the learning rate at step"):
+    with pytest.raises(FolderError, match="the learning rate's share of its peak at step"):
         world.run(tmp_path / "decayed", PLAIN, train__tokens=2560)
     constant = {"train__schedule": {"name": "constant", "warmup": 0.0}}
     world.run(tmp_path / "ki", KI, **constant)

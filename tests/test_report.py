@@ -186,3 +186,18 @@ def test_push_uploads_every_file_to_a_private_repository(runs, monkeypatch):
 def test_push_that_fails_is_one_sentence(runs):
     with pytest.raises(FolderError, match=r"cannot push .* log in with hf auth login"):
         push.push(runs / "second" / "checkpoint", "not a name")
+
+
+def test_runs_of_one_name_go_by_their_folders(runs):
+    found = record.read(runs / "second")
+    text = page.page([found, record.Record("second", runs / "again", *list(vars(found).values())[2:])])
+    assert [run["name"] for run in data_of(text)] == ["second", "again"]
+    assert text.count("<b>again</b>") == 1
+
+
+def test_losses_of_other_tokenizers_are_not_compared(runs, world, tmp_path):
+    world.run(tmp_path / "masked", PLAIN, "masked", name="masked")
+    alike = page.page([record.read(runs / name) for name in ("scratch", "second")])
+    unlike = page.page([record.read(runs / "second"), record.read(tmp_path / "masked")])
+    assert "cannot be compared between" not in alike
+    assert "differ in tokenizer or objective: second | masked" in unlike

@@ -47,13 +47,13 @@ class Data(Config):
     """What is learned from; several entries may share a source."""
     valid: tuple[Text, ...] = ()
     """Text that is only measured on; its sources need not be those of `train`."""
-    valid_fraction: Share = 0.0
+    valid_fraction: BelowOne = 0.0
     """Instead of `valid`: this share of the training documents, chosen by their hash."""
     sequence: Positive = 512
     """Positions per sequence."""
     objective: Literal["causal", "masked"] = "causal"
     """Predict the next token, or tokens that were masked."""
-    mask_rate: Share = 0.15
+    mask_rate: Annotated[float, at.Gt(0.0), at.Lt(1.0)] = 0.15
     """Masked objective: share of positions that are predicted (80 % masked, 10 % random, 10 % kept)."""
 
 
@@ -271,8 +271,11 @@ def problems(recipe: Recipe) -> list[str]:
         found.append("data.valid and data.valid_fraction exclude each other; keep one")
     if not data.valid and not data.valid_fraction:
         found.append("there is nothing to validate on; give data.valid, or data.valid_fraction such as 0.01")
-    if data.valid_fraction == 1.0 or data.mask_rate in (0.0, 1.0):
-        found.append("data.valid_fraction must be below 1 and data.mask_rate between 0 and 1")
+    schedule = train.schedule
+    if schedule.name == "wsd" and schedule.warmup < 1 and schedule.decay < 1 and schedule.warmup + schedule.decay > 1:
+        found.append(
+            "train.schedule.warmup and train.schedule.decay overlap; as shares of the run they add up to 1 at most"
+        )
     if not recipe.name or set(recipe.name) & set("/\\\0") or recipe.name in (".", ".."):
         found.append(f"name {recipe.name!r} cannot be a folder's name; use letters, digits and dashes")
     tokenizer = recipe.tokenizer

@@ -22,9 +22,13 @@ def refuse_if_different(
             if value != now[what]:
                 raise FolderError(
                     f"this run cannot be made longer: with more tokens {what} at step {step} "
-                    f"would have been {now[what]} instead of {value}; "
+                    f"would have been {_said(now[what])} instead of {_said(value)}; "
                     "start a new run with --out (a constant schedule, or wsd before its decay, can be made longer)"
                 )
+
+
+def _said(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _course(stages: Sequence[Stage], policy: Policy, batch_tokens: int) -> Iterator[dict[str, Any]]:
@@ -37,7 +41,7 @@ def _course(stages: Sequence[Stage], policy: Policy, batch_tokens: int) -> Itera
         weights = getattr(stage.loss, "rates", lambda clock: clock.steps)(clock)
         yield {
             "the stage": stage.name,
-            "the learning rate": rate_at(stage, policy, clock, steps, batch_tokens),
+            "the learning rate's share of its peak": rate_at(stage, policy, clock, steps, batch_tokens),
             "the weight of its losses": weights,
             "the comparison": stage.measure.every if stage.measure else None,
         }

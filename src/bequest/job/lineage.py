@@ -12,10 +12,13 @@ from ..report.record import LINEAGE
 from ..types import ModelError
 
 Lineage = dict[str, Any]
-"""{name, load, hub, parameters, tokens, method, as, predecessors}; tokens None where nobody wrote them down."""
+"""{name, load, hub, parameters, tokens, method, as, predecessors}; tokens None where nobody wrote them down.
+
+`measured in` is the objective and a hash of the tokenizer: losses can be compared where it is equal.
+"""
 
 
-def of(recipe: Recipe, parameters: int, tokens: int) -> Lineage:
+def of(recipe: Recipe, vocabulary: str, parameters: int, tokens: int) -> Lineage:
     """The lineage of the model that a recipe makes, after so many tokens."""
     loaded: list[tuple[str, str, TeacherModel | Student]]
     loaded = [("teacher", name, t) for name, t in recipe.teachers.items() if t.control != "uniform"]
@@ -27,6 +30,7 @@ def of(recipe: Recipe, parameters: int, tokens: int) -> Lineage:
         "parameters": parameters,
         "tokens": tokens,
         "method": recipe.method["name"],
+        "measured in": f"{recipe.data.objective} {vocabulary}",
         "predecessors": [
             {"as": role, "in": name, **_predecessor(spec.load, recipe.data.objective, spec.remote_code)}
             for role, name, spec in loaded

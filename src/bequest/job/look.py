@@ -37,7 +37,10 @@ def evaluate(checkpoint: str, texts: Sequence[dict[str, Any]], sequence: int) ->
     `texts` are entries as a recipe's data.valid has them; `sequence` 0 is as long as the model allows, at most 512.
     """
     config = build.config_of(checkpoint)
-    sequence = sequence or min(512, build.positions_of(config))
+    positions = build.positions_of(config)
+    if sequence > positions:
+        raise DataError(f"{checkpoint} takes at most {positions} positions; lower --sequence from {sequence}")
+    sequence = sequence or min(512, positions)
     raw = {
         "name": "eval",
         "data": {"train": texts, "valid": texts, "sequence": sequence, "objective": build.objective_of(config)},

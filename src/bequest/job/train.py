@@ -69,7 +69,9 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
         extend.refuse_if_different(before, stages, policy, recipe.train.batch_tokens, state.run_step)
     settings = settings_of(recipe, where, policy)
     tokenizer = saved(prepared.vocabulary.tokenizer)
-    writer = Writer(resolved(recipe, method), lineage.of(recipe, _parameters(state), 0), tokenizer)
+    writer = Writer(
+        resolved(recipe, method), lineage.of(recipe, prepared.vocabulary.identity, _parameters(state), 0), tokenizer
+    )
     if old:
         folder.require_whole(out)  # what is damaged should not be found when all is trained
     folder.record(out, resolved(recipe, method))

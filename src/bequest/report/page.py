@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -30,11 +32,12 @@ def write(records: Sequence[Record], path: Path) -> None:
 
 def page(records: Sequence[Record]) -> str:
     """The report as HTML."""
+    records = _told_apart(records)
     assets = {name: files(__package__).joinpath("assets", name).read_text() for name in ASSETS}
     title = " / ".join(r.name for r in records[:3]) + (f" and {len(records) - 3} more" if len(records) > 3 else "")
     fills = {
         "title": html.escape(title),
-        "savings": "".join(f"<p class=savings>{html.escape(s)}</p>" for s in _savings(records)),
+        "savings": "".join(f"<p class=savings>{html.escape(s)}</p>" for s in (*_savings(records), *_unlike(records))),
         "summary": _summary(records),
         "families": "".join(f"<ul class=tree>{_family(r.lineage)}</ul>" for r in records if r.lineage),
         "details": "".join(_details(r) for r in records),
@@ -51,6 +54,31 @@ def page(records: Sequence[Record]) -> str:
 ASSETS = ("page.html", "page.css", "page.js", "uPlot.iife.min.js", "uPlot.min.css")
 
 
+def _told_apart(records: Sequence[Record]) -> list[Record]:
+    """Runs of one name go by their folders."""
+    names = Counter(r.name for r in records)
+    labels = [r.folder.name if names[r.name] > 1 else r.name for r in records]
+    if len(set(labels)) < len(records):
+        labels = [str(r.folder) for r in records]
+    return [
+        replace(r, name=label, lineage={**r.lineage, "name": label} if r.lineage else r.lineage)
+        for r, label in zip(records, labels, strict=True)
+    ]
+
+
+def _unlike(records: Sequence[Record]) -> Iterator[str]:
+    """What a reader must not compare."""
+    groups: dict[str, list[str]] = {}
+    for record in records:
+        groups.setdefault(record.lineage.get("measured in", ""), []).append(record.name)
+    if len(groups) > 1:
+        sides = " | ".join(", ".join(names) for names in groups.values())
+        yield (
+            f"Losses and perplexities cannot be compared between these groups, which differ in tokenizer or objective: {sides}. "
+            "Bits per byte can, between causal models."
+        )
+
+
 def _savings(records: Sequence[Record]) -> Iterator[str]:
     """Each inheriting run against the first run without a teacher whose student is as large and reads the same sources."""
     finished = [r for r in records if r.summary and r.validations]
@@ -61,6 +89,7 @@ def _savings(records: Sequence[Record]) -> Iterator[str]:
         for base in finished:
             assert base.summary is not None
             same = base.summary["student_parameters"] == run.summary["student_parameters"]
+            same = same and base.lineage.get("measured in") == run.lineage.get("measured in")
             if same and not base.summary["teacher_flops"] and set(base.summary["valid"]) == set(run.summary["valid"]):
                 for source in run.summary["valid"]:
                     yield f"{run.name} against {base.name}, {source}: " + savings(

@@ -65,7 +65,8 @@ class Training:
         assert self._from is not None
         speed = (event.tokens - self._from[0]) / max(1e-9, time.monotonic() - self._from[1])
         left = (self.tokens - event.tokens) / max(1e-9, speed)
-        step = f"step {event.run_step}  loss {event.loss.item():.3f}  rate {event.rate:.2f}"
+        inheriting = f"  inheritance rate {event.rate:.2f}" if event.rate else ""
+        step = f"step {event.run_step}  loss {event.loss.item():.3f}{inheriting}"
         return f"{step}  {speed:,.0f} tokens/s  {left:.0f} s left"
 
 

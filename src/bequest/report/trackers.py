@@ -72,7 +72,7 @@ class _Listener:
 
     def __call__(self, line: Line) -> None:
         if not self.failed:
-            self._try(lambda: self.tracker.log(line["step"], dict(flat(line))))
+            self._try(lambda: self.tracker.log(line["step"], {k: v for k, v in flat(line) if k != "step"}))
 
     def close(self) -> None:
         self._try(self.tracker.close)

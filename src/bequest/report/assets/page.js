@@ -40,7 +40,7 @@ function chart(title, curves) {
   const size = () => ({width: box.clientWidth - 20, height: 280});
   const plot = new uPlot({
     ...size(),
-    scales: {x: {time: false}},
+    scales: {x: {time: false}, y: {range: (u, low, high) => low == null ? [0, 1] : low === high ? [Math.min(0, low), Math.max(1, high)] : uPlot.rangeNum(low, high, 0.1, true)}},
     axes: [{...axis, values: (u, vs) => vs.map(place), space: 70}, {...axis, size: 56, values: (u, vs) => vs.map(v => +v.toPrecision(6))}],
     series: [
       {label: chosen("axis").replace("_", " "), value: (u, v) => place(v)},
