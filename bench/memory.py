@@ -2,7 +2,8 @@
 
     .venv/bin/python bench/memory.py TEXT FOLDER [CASE ...]
 
-Thirty-two steps each (the heap grows for about twenty), in processes of their own. The heap's one fitted number (job/heap.py) was fitted to other shapes.
+Thirty-two steps each (the heap grows for about twenty), in processes of their own. The heap's one fitted number
+(job/heap.py) was fitted to other shapes.
 """
 
 import json

@@ -15,7 +15,7 @@ from bequest.data import tokenizer, tokens
 from bequest.data.batches import Batches, permuted
 from bequest.data.objective import Causal, Masked
 from bequest.data.pack import Pack
-from bequest.types import DataError, Doc, ModelError, RecipeError
+from bequest.types import DataError, Doc, ModelError
 
 
 def docs(seed: int, count: int, source: str = "one"):
@@ -53,8 +53,6 @@ def test_saved_tokenizer_is_the_same(tmp_path, vocabulary):
 def test_tokenizer_faults(tmp_path):
     with pytest.raises(ModelError, match="cannot load a tokenizer"):
         tokenizer.load(str(tmp_path))
-    with pytest.raises(RecipeError, match="too small"):
-        tokenizer.train([docs(1, 3)], 100, 1 << 20, "causal")
 
 
 def test_tokenizer_without_borders_is_refused(tmp_path, vocabulary):

@@ -19,6 +19,8 @@ from .types import RecipeError
 
 CAUSAL_FAMILIES = ("llama", "qwen3", "gpt2")
 MASKED_FAMILIES = ("bert", "roberta")
+LEAST_VOCAB = {"causal": 258, "masked": 260}
+"""256 bytes and the special tokens."""
 MOST_PARAMETERS = 1e13
 """More is a slip of the finger."""
 
@@ -281,6 +283,11 @@ def problems(recipe: Recipe) -> list[str]:
     tokenizer = recipe.tokenizer
     if tokenizer and bool(tokenizer.train) == bool(tokenizer.load):
         found.append("tokenizer needs either train or load")
+    if tokenizer and tokenizer.train and tokenizer.train.vocab < LEAST_VOCAB[data.objective]:
+        found.append(
+            f"tokenizer.train.vocab {tokenizer.train.vocab} is too small; "
+            f"byte-level BPE needs at least {LEAST_VOCAB[data.objective]}"
+        )
     for name, teacher in recipe.teachers.items():
         if not teacher.load and teacher.control != "uniform":
             found.append(f"teachers.{name} needs load, the folder or hub id of a model")

@@ -12,7 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..types import Doc, ModelError, RecipeError
+from ..recipe import LEAST_VOCAB
+from ..types import Doc, ModelError
 
 CAUSAL_SPECIALS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|padding|>"}
 MASKED_SPECIALS = {
@@ -114,10 +115,7 @@ def train(streams: Iterable[Iterable[Doc]], vocab: int, sample_bytes: int, objec
 
     specials = CAUSAL_SPECIALS if objective == "causal" else MASKED_SPECIALS
     unique = list(dict.fromkeys(specials.values()))
-    if vocab < 256 + len(unique):
-        raise RecipeError(
-            f"tokenizer.train.vocab {vocab} is too small; byte-level BPE needs at least {256 + len(unique)}"
-        )
+    assert vocab >= LEAST_VOCAB[objective] == 256 + len(unique)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -32,6 +32,7 @@ from .footprint import footprint, made_fake, process_bytes
 from .prepare import (
     Prepared,
     check_model,
+    check_positions,
     find_method,
     find_objective,
     find_tokenizer,
@@ -73,9 +74,11 @@ def outside(recipe: Recipe, out: Path) -> list[str]:
         tries(_folder, recipe, method, out)
     tries(place, recipe.train.device, recipe.train.precision)
     tries(trackers.require, recipe.trackers)
-    for spec in models_of(recipe).values():
-        if spec.load:
-            tries(build.load, spec.load, recipe.data.objective, spec.remote_code)
+    for what, spec in models_of(recipe).items():
+        model = tries(build.load, spec.load, recipe.data.objective, spec.remote_code) if spec.load else None
+        if model:
+            config = model.model.config
+            tries(check_positions, what, spec.load, config, recipe.data.sequence)
     for text in (*recipe.data.train, *recipe.data.valid):
         if text.path:
             tries(source.files, text)

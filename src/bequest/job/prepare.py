@@ -167,15 +167,20 @@ def find_objective(recipe: Recipe, vocabulary: Vocabulary) -> Objective:
     return Masked(vocabulary, recipe.data.mask_rate)
 
 
+def check_positions(what: str, path: str, config: Any, sequence: int) -> None:
+    """Raises ModelError when a model cannot take sequences that long."""
+    if build.positions_of(config) < sequence:
+        raise ModelError(
+            f"{what} ({path}) takes at most {build.positions_of(config)} positions; lower data.sequence from {sequence}"
+        )
+
+
 def check_model(what: str, path: str, config: Any, sequence: int, vocabulary: Vocabulary) -> None:
     """Whether a model can read this run's tokens: context, vocabulary size, and the same string for every id.
 
     Raises ModelError. Reads configuration and tokenizer only, no weights.
     """
-    if build.positions_of(config) < sequence:
-        raise ModelError(
-            f"{what} ({path}) takes at most {build.positions_of(config)} positions; lower data.sequence from {sequence}"
-        )
+    check_positions(what, path, config, sequence)
     rows = config.get_text_config().vocab_size
     own = tokenizer.load(path)
     if own.strings != vocabulary.strings or rows < vocabulary.size:
