@@ -86,7 +86,9 @@ def test_every_problem_at_once(world, tmp_path):
     raw = world.raw(KI, student__vocab=3, train__device="cuda")
     raw["data"]["train"][0]["path"] = str(tmp_path)
     found = check.problems(config.decode(recipe.Recipe, raw, "test"), world.train / "run")
-    for words in ("sees no GPU", "no text at", "may not be written"):
+    raw["data"]["valid"][0]["field"] = "body"
+    found = [*found, *check.outside(config.decode(recipe.Recipe, raw, "test"), world.train / "run")]
+    for words in ("sees no GPU", "no text at", "may not be written", "no text under the key 'body'"):
         assert any(words in sentence for sentence in found), (words, found)
 
 

@@ -22,7 +22,7 @@ from ..model import build
 from ..model.flops import TRAINING, forward_flops
 from ..model.language import LanguageModel
 from ..optim import Policy
-from ..recipe import Recipe
+from ..recipe import Recipe, Text
 from ..report import trackers
 from ..train.plan import Method, Stage
 from ..train.run import Settings
@@ -81,8 +81,13 @@ def outside(recipe: Recipe, out: Path) -> list[str]:
             tries(check_positions, what, spec.load, config, recipe.data.sequence)
     for text in (*recipe.data.train, *recipe.data.valid):
         if text.path:
-            tries(source.files, text)
+            tries(_begins, text)
     return list(tries.problems)
+
+
+def _begins(text: Text) -> None:
+    """Whether a text is there and its first document can be read."""
+    next(source.documents(text), None)
 
 
 def problems(recipe: Recipe, out: Path) -> list[str]:
