@@ -1,6 +1,7 @@
 """What a recipe would do, before it does: every problem at once, and what the run will cost. Trains nothing.
 
-Texts are tokenised (training would do it anyway, and finds it done); models are read without their numbers.
+Texts are tokenised (training would do it anyway, and finds it done) and models are loaded once to see that they are whole;
+what is counted is counted on models without numbers.
 """
 
 from __future__ import annotations

@@ -68,31 +68,6 @@ def refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> No
         raise FolderError(f"{folder} was planned for {old['train']['tokens']} tokens; train.tokens can only be raised")
 
 
-def require_whole(folder: Path) -> None:
-    """Raises FolderError when a file that runs append to holds a line that none wrote (a kill may have cut the last metrics)."""
-    for name, ours in (("metrics.jsonl", _measured), ("history.jsonl", _remembered)):
-        path = folder / name
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                found = json.loads(line)
-            except ValueError:
-                found = None
-            cut = found is None and name == "metrics.jsonl" and number == len(lines)
-            if not cut and not (isinstance(found, dict) and ours(found)):
-                raise FolderError(f"{path} line {number} is damaged; drop that line to go on")
-
-
-def _measured(line: dict[str, Any]) -> bool:
-    keys = ["step", "tokens", "student_flops", "teacher_flops", "seconds"]
-    keys += ["loss", "lr", "rate"] if "loss" in line else []
-    return all(isinstance(line.get(key), int | float) for key in keys)
-
-
-def _remembered(line: dict[str, Any]) -> bool:
-    return {"when", "command", "versions", "machine"} <= set(line)
-
-
 def record(folder: Path, recipe: dict[str, Any]) -> None:
     """Write down the resolved recipe."""
     replace_text(folder / "recipe.yaml", config.text_of(recipe))

@@ -33,6 +33,9 @@ from ..teach.live import Live
 from ..train.plan import Inputs, Method
 from ..types import DataError, Doc, ModelError, RecipeError, Teacher
 
+PIECE = 1 << 20
+"""Documents whose hashes are held at once."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -121,7 +124,10 @@ def prepare(recipe: Recipe) -> Prepared:
 
 def _overlaps(training: Sequence[Pack], validation: Sequence[Pack]) -> Iterator[str]:
     """Validation documents that are training documents, word for word."""
-    seen = np.unique(np.concatenate([pack.store.hashes for pack in training]))
+    held = np.concatenate([pack.store.hashes for pack in validation])
+    hashes = [pack.store.hashes for pack in training]
+    pieces = (h[first : first + PIECE] for h in hashes for first in range(0, len(h), PIECE))  # there may be billions
+    seen = np.concatenate([piece[np.isin(piece, held)] for piece in pieces])
     for pack in validation:
         if count := int(np.isin(pack.store.hashes, seen).sum()):
             yield (

@@ -73,7 +73,7 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
         resolved(recipe, method), lineage.of(recipe, prepared.vocabulary.identity, _parameters(state), 0), tokenizer
     )
     if old:
-        folder.require_whole(out)  # what is damaged should not be found when all is trained
+        read(out)  # what is damaged should not be found when all is trained
     folder.record(out, resolved(recipe, method))
     remember(out)
     (out / "summary.json").unlink(missing_ok=True)

@@ -10,7 +10,6 @@ Attention is counted over all T positions of a sequence, whatever the mask leave
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ..types import Batch
@@ -19,30 +18,15 @@ from .language import LanguageModel
 TRAINING = 3
 
 
-@dataclass(frozen=True)
-class Forward:
-    """FLOPs of one forward pass, per token of the base model and per selected row of the head."""
-
-    per_token: float
-    per_row: float
-
-    def __call__(self, tokens: int, rows: int) -> float:
-        return self.per_token * tokens + self.per_row * rows
-
-
-def forward(model: LanguageModel, length: int) -> Forward:
-    """The cost of a model on sequences of some length."""
+def forward_flops(model: LanguageModel, batch: Batch) -> float:
+    """FLOPs of one forward pass over a batch, its head on the selected rows alone."""
+    rows, tokens, length = len(batch.rows.index_N), batch.tokens_BT.numel(), batch.tokens_BT.shape[1]
     base, head = matrix_parameters(model)
     config = model.model.config.get_text_config()
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     attention = 4 * config.num_hidden_layers * heads * width * length
-    return Forward(float(2 * base + attention), float(2 * head))
-
-
-def forward_flops(model: LanguageModel, batch: Batch) -> float:
-    """FLOPs of one forward pass over a batch, its head on the selected rows alone."""
-    return forward(model, batch.tokens_BT.shape[1])(batch.tokens_BT.numel(), len(batch.rows.index_N))
+    return float((2 * base + attention) * tokens + 2 * head * rows)
 
 
 def matrix_parameters(model: LanguageModel) -> tuple[float, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,35 @@ class Metrics:
             listen(line)
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read(path: Path) -> list[dict[str, Any]]:
     """The objects of a metrics file; a last line that a kill cut short is left out.
 
-    Raises FolderError when another line is not an object of ours.
+    Raises FolderError when another line is not one of ours.
     """
-    if not path.exists():
-        return
-    lines = path.read_bytes().splitlines()
+    return objects(path, _measured, cut=True)
+
+
+def objects(path: Path, ours: Callable[[dict[str, Any]], bool], cut: bool = False) -> list[dict[str, Any]]:
+    """The objects of a file that runs append to, one a line; the last line may be `cut` short by a kill.
+
+    Raises FolderError when a line is not an object of `ours`.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    kept: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             found = json.loads(line)
-            found["step"], found["tokens"]
-        except (ValueError, TypeError, KeyError):
-            if number < len(lines):
-                raise FolderError(f"{path} line {number} is damaged; drop that line to go on") from None
-            return
-        yield found
+        except ValueError:
+            if cut and number == len(lines):
+                return kept
+            found = None
+        if not (isinstance(found, dict) and ours(found)):
+            raise FolderError(f"{path} line {number} is damaged; drop that line to go on")
+        kept.append(found)
+    return kept
+
+
+def _measured(line: dict[str, Any]) -> bool:
+    keys = ["step", "tokens", "student_flops", "teacher_flops", "seconds"]
+    keys += ["loss", "lr", "rate"] if "loss" in line else []
+    return all(isinstance(line.get(key), int | float) for key in keys)

@@ -54,23 +54,19 @@ def read(folder: Path) -> Record:
     if not (folder / "recipe.yaml").is_file():
         raise FolderError(f"{folder} is not a run folder; give one that bequest train wrote, such as runs/first")
     recipe = config.read(folder / "recipe.yaml")
-    summary, lineage = (_object(folder / name, _text(folder / name)) for name in ("summary.json", LINEAGE))
-    history = [_object(folder / HISTORY, line) or {} for line in _text(folder / HISTORY).splitlines()]
-    lines = list(metrics.read(folder / "metrics.jsonl"))
+    summary, lineage = (_object(folder / name) for name in ("summary.json", LINEAGE))
+    history = metrics.objects(folder / HISTORY, lambda line: {"when", "command", "versions", "machine"} <= set(line))
+    lines = metrics.read(folder / "metrics.jsonl")
     return Record(recipe["name"], folder, recipe, lines, summary, lineage or {}, history)
 
 
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-def _object(path: Path, text: str) -> dict[str, Any] | None:
-    """The object that a text of a file stands for, None for no text."""
+def _object(path: Path) -> dict[str, Any] | None:
+    """The object in a file, None when there is no file."""
     try:
-        found: dict[str, Any] | None = json.loads(text or "null")
+        found = json.loads(path.read_text()) if path.exists() else None
     except ValueError:
         found = {}
-    if found is not None and not found:
+    if found is not None and not (isinstance(found, dict) and found):
         raise FolderError(f"{path} is damaged; delete it and run the recipe again")
     return found
 
