@@ -14,7 +14,19 @@ from typing import Annotated, Any, Literal
 
 import annotated_types as at
 
-from .config import AboveZero, BelowOne, Config, Count, NotNegative, Positive, Share, override, read, salvage
+from .config import (
+    AboveZero,
+    BelowOne,
+    Config,
+    Count,
+    NotNegative,
+    Positive,
+    Share,
+    Temperature,
+    override,
+    read,
+    salvage,
+)
 from .types import RecipeError
 
 CAUSAL_FAMILIES = ("llama", "qwen3", "gpt2")
@@ -57,6 +69,10 @@ class Data(Config):
     """Predict the next token, or tokens that were masked."""
     mask_rate: Annotated[float, at.Gt(0.0), at.Lt(1.0)] = 0.15
     """Masked objective: share of positions that are predicted (80 % masked, 10 % random, 10 % kept)."""
+    masks: Literal["epoch", "static"] = "epoch"
+    """Masked objective: new masks in every epoch, or the same for ever, so that a store of signals serves every epoch."""
+    mask_seed: Count = 0
+    """Of the training masks: runs whose `seed`s differ see the same masks, and can learn from one store."""
 
 
 class TrainTokenizer(Config):
@@ -105,16 +121,50 @@ class Student(Config):
 
 
 class TeacherModel(Config):
-    """A predecessor and how it is asked."""
+    """A predecessor and how it is asked: a model, a store of what it said, or several others together."""
 
     load: str = ""
     """A folder or a hub id."""
+    store: str = ""
+    """A folder: `bequest teach` keeps there what the model says, and `bequest train` learns from it, without the model."""
+    route: dict[str, str] = field(default_factory=dict)
+    """Another teacher's name for each source: the texts of a source are taught by its own teacher."""
+    ensemble: dict[str, AboveZero] = field(default_factory=dict)
+    """Weights of other teachers by name: the weighted mean of what they say. Only the weights' proportions count."""
     keep: Count = 0
-    """Keep only the K likeliest entries and one bucket for the rest; 0 keeps all."""
+    """Keep only the K likeliest entries of a live model and one bucket for the rest; 0 keeps all."""
     control: Literal["none", "renormalise", "shuffle", "uniform"] = "none"
     """A placebo in the teacher's place: the rest dropped, other rows' signals, or label smoothing."""
     remote_code: bool = False
     """Run Python code that comes with the loaded folder. Only for folders that you trust."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the model itself is asked."""
+        return bool(self.load) and not self.store and self.control != "uniform"
+
+
+class Teach(Config):
+    """What `bequest teach` keeps of every answer."""
+
+    kind: Literal["sampled", "topk"] = "sampled"
+    """Unbiased draws from the teacher, or its likeliest ids with their log-probabilities and the mass of the rest."""
+    draws: Annotated[int, at.Ge(1), at.Le(4096)] = 50
+    """sampled: draws per row; 50 give about 12 different ids of a trained teacher."""
+    keep: Count | None = None
+    """At most so many ids per row: topk 32 unless given. sampled: only the likeliest so many can be drawn (no limit)."""
+    top_p: Annotated[float, at.Gt(0.0), at.Le(1.0)] = 1.0
+    """First only the likeliest ids that make up this mass. For sampled it needs `keep`; draws are then biased."""
+    temperatures: tuple[Temperature, ...] = ()
+    """At which the signals can be asked for; empty is what the method asks at. sampled holds one."""
+    values: Literal["6bit", "fp32"] = "6bit"
+    """Log-probabilities in 6 bits (steps of 1/4 nat) and scalars in 16 (steps of 1/1024 nat), or all in fp32."""
+    sequences: Literal["asked", "all"] = "asked"
+    """The sequences that this recipe asks about, or whole epochs: for recipes with another seed, or a longer schedule."""
+    seed: Count = 0
+    """Of the draws."""
+    shard_tokens: Positive = 262_144
+    """Tokens per shard: what a killed harvest loses at most."""
 
 
 class OptimiserSettings(Config):
@@ -206,6 +256,8 @@ class Recipe(Config):
     student: Student
     teachers: dict[str, TeacherModel] = field(default_factory=dict)
     """Predecessors by the name under which the method asks for them; a path alone stands for {load: PATH}."""
+    teach: Teach = Teach()
+    """For teachers that have both `load` and `store`."""
     method: dict[str, Any]
     """A method's name, or a mapping with `name` and the method's own keys."""
     train: Train
@@ -217,6 +269,7 @@ class Recipe(Config):
 MAY_CHANGE = (
     "eval",
     "trackers",
+    "teach",
     "train.tokens",
     "train.threads",
     "train.keep",
@@ -289,9 +342,14 @@ def problems(recipe: Recipe) -> list[str]:
             f"byte-level BPE needs at least {LEAST_VOCAB[data.objective]}"
         )
     for name, teacher in recipe.teachers.items():
-        if not teacher.load and teacher.control != "uniform":
-            found.append(f"teachers.{name} needs load, the folder or hub id of a model")
-    if tokenizer is None and not student.load and not any(teacher.load for teacher in recipe.teachers.values()):
+        found += _teacher_problems(name, teacher, recipe)
+    if recipe.teach.kind == "sampled" and recipe.teach.top_p < 1 and not recipe.teach.keep:
+        found.append("teach.top_p with kind sampled needs teach.keep, such as 100: the most ids that can be drawn")
+    if recipe.teach.kind == "sampled" and len(recipe.teach.temperatures) > 1:
+        found.append(
+            "teach.temperatures has several, but draws are bound to one; harvest a store for each, or use teach.kind topk"
+        )
+    if tokenizer is None and not student.load and not any(t.load or t.store for t in recipe.teachers.values()):
         found.append("there is no tokenizer to use; give tokenizer, a teacher or student.load")
     found += _student_problems(student, data.objective)
     if train.batch_tokens % data.sequence:
@@ -307,6 +365,30 @@ def problems(recipe: Recipe) -> list[str]:
         )
     if not isinstance(recipe.method.get("name"), str):
         found.append("method needs a name, for example {name: ki}")
+    return found
+
+
+def _teacher_problems(name: str, teacher: TeacherModel, recipe: Recipe) -> list[str]:
+    found, key = [], f"teachers.{name}"
+    ways = [bool(teacher.load or teacher.store), bool(teacher.route), bool(teacher.ensemble)]
+    if not any(ways) and teacher.control != "uniform":
+        found.append(f"{key} needs load, the folder or hub id of a model (or store, route or ensemble)")
+    if sum(ways) > 1:
+        found.append(f"{key} is several things at once; keep one of load (or store), route and ensemble")
+    if teacher.keep and not (teacher.load and not teacher.store):
+        found.append(f"{key}.keep is for live models alone; what a store keeps is said in teach")
+    for other in dict.fromkeys([*teacher.route.values(), *teacher.ensemble]):
+        if other not in recipe.teachers:
+            found.append(f"{key} names the teacher {other!r}, which is not there; add it to teachers")
+        elif recipe.teachers[other].route or recipe.teachers[other].ensemble:
+            found.append(f"{key} names the teacher {other!r}, which is itself several; name models and stores")
+    if teacher.route:
+        for source in dict.fromkeys(text.source for text in recipe.data.train):
+            if source not in teacher.route:
+                found.append(f"{key}.route has no teacher for the source {source!r} of data.train; add one")
+    stores = [Path(t.store).absolute() for n, t in recipe.teachers.items() if t.store and n != name]
+    if teacher.store and Path(teacher.store).absolute() in stores:
+        found.append(f"{key}.store is another teacher's store, too; give each its own folder")
     return found
 
 

@@ -7,7 +7,7 @@ D hidden, V vocabulary, K kept teacher entries. Log-probabilities and losses are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # torch is only needed for the names, and `bequest --help` must not wait for it
@@ -89,25 +89,30 @@ class Batch:
     """Whether every sequence is one document without padding, so that no mask is needed."""
     sources: tuple[str, ...]
     keys: tuple[bytes, ...]
-    """Hash of each sequence's tokens and of how they were packed: the same text has the same key in every run."""
+    """Hash of each sequence's tokens, of what is learned from it and of how it was packed: equal in every run."""
 
     def micro(self, sequences: int) -> Iterator[Batch]:
         """Slices of at most `sequences` sequences, in order."""
-        length = self.tokens_BT.shape[1]
         for first in range(0, len(self.keys), sequences):
-            some = slice(first, first + sequences)
-            start, stop = self.rows.index_N.new_tensor([first, first + sequences]) * length
-            index_N, target_N = self.rows.index_N, self.rows.target_N
-            inside = (index_N >= start) & (index_N < stop)
-            rows = Rows(index_N[inside] - start, target_N[inside])
-            yield replace(
-                self,
-                tokens_BT=self.tokens_BT[some],
-                segments_BT=self.segments_BT[some],
-                rows=rows,
-                sources=self.sources[some],
-                keys=self.keys[some],
-            )
+            yield self.of(range(first, min(first + sequences, len(self.keys))))
+
+    def of(self, numbers: Sequence[int]) -> Batch:
+        """Some of the sequences, by their ascending numbers."""
+        index_N, length = self.rows.index_N, self.tokens_BT.shape[1]
+        chosen = index_N.new_tensor(numbers)
+        place_B = index_N.new_full((len(self.keys),), -1)
+        place_B[chosen] = index_N.new_tensor(range(len(numbers)))
+        place_N = place_B[index_N // length]
+        inside = place_N >= 0
+        rows = Rows((place_N * length + index_N % length)[inside], self.rows.target_N[inside])
+        return replace(
+            self,
+            tokens_BT=self.tokens_BT[chosen],
+            segments_BT=self.segments_BT[chosen],
+            rows=rows,
+            sources=tuple(self.sources[n] for n in numbers),
+            keys=tuple(self.keys[n] for n in numbers),
+        )
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
@@ -124,17 +129,33 @@ class Signal:
     """What a predecessor says about some rows, at the temperature it was asked for.
 
     `ids_NK` are the kept ids, or None when every id is kept, in order. `logrest_N` is the log of the mass of all the
-    ids that are not kept, or None when nothing is left over (all kept, or renormalised).
+    ids that are not kept, or None when nothing is left over (all kept, drawn, or renormalised). Rows that keep fewer
+    than K ids are filled up with their first id at minus infinity.
     """
 
     ids_NK: Tensor | None
     logp_NK: Tensor
     logrest_N: Tensor | None
+    whole_entropy_N: Tensor | None = None
+    """Of the whole distribution, where the entries are draws from it and cannot tell."""
+    logp_target_N: Tensor | None = None
+    """Log-probability of the realised token at temperature 1, where not every id is kept."""
 
     def __getitem__(self, rows: Any) -> Signal:
-        ids_NK = None if self.ids_NK is None else self.ids_NK[rows]
-        logrest_N = None if self.logrest_N is None else self.logrest_N[rows]
-        return Signal(ids_NK, self.logp_NK[rows], logrest_N)
+        columns = ((one.name, getattr(self, one.name)) for one in fields(self))
+        found: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns}
+        return Signal(**found)
+
+    def entropy(self) -> Tensor:
+        """Of each row's distribution, or of its buckets, [N]."""
+        if self.whole_entropy_N is not None:
+            return self.whole_entropy_N
+        p_NK = self.logp_NK.exp()
+        entropy_N: Tensor = -p_NK.xlogy(p_NK).sum(-1)
+        if self.logrest_N is None:
+            return entropy_N
+        rest_N = self.logrest_N.exp()
+        return entropy_N - rest_N.xlogy(rest_N)
 
 
 class Answer(Protocol):
@@ -150,6 +171,10 @@ class Teacher(Protocol):
     """A predecessor that is asked. It is loaded when first asked and leaves memory when released."""
 
     def __call__(self, batch: Batch, temperature: float) -> Answer: ...
+
+    def prepare(self, batch: Batch, temperature: float) -> None:
+        """This question will come. Called ahead of time in a thread of its own; whatever is slow can begin."""
+        ...
 
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of one answer."""

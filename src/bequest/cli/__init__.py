@@ -49,6 +49,19 @@ def train(
 
 
 @app.command()
+def teach(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example teach.kind=topk", metavar="[KEY=VALUE]...")
+    ] = None,
+) -> None:
+    """Ask RECIPE's teachers about its text once and keep what they say in their stores. Run it again to go on."""
+    from .teach import command
+
+    command(recipe, tuple(overrides or ()))
+
+
+@app.command()
 def check(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML file.")] = None,
     overrides: Annotated[

@@ -72,12 +72,20 @@ class Batches:
     """Whether sequences come in their packed order, with the same masks for ever (validation)."""
 
     def __getitem__(self, step: int) -> Batch:
-        first = (self.start + step) * self.size
-        return self._batch(np.arange(first, first + self.size))
+        return self.of(self.places(step))
 
     def __len__(self) -> int:
         """Steps per epoch, the last one possibly short (only `once` gives it short)."""
         return -(-self.count // self.size)
+
+    def places(self, step: int) -> Ints:
+        """Where a step's sequences stand in the endless list."""
+        first = (self.start + step) * self.size
+        return np.arange(first, first + self.size)
+
+    def examples(self, places: Ints) -> Ints:
+        """A number for each place, equal where the examples are equal because an epoch repeats them."""
+        return self._sequences(places)[1] if self.objective.static else places
 
     def skip(self, steps: int) -> Batches:
         """The same batches from a later step on."""
@@ -100,7 +108,7 @@ class Batches:
     def once(self) -> Iterator[Batch]:
         """Every sequence once, the last batch short."""
         for first in range(0, self.count, self.size):
-            yield self._batch(np.arange(first, min(first + self.size, self.count)))
+            yield self.of(np.arange(first, min(first + self.size, self.count)))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -133,19 +141,18 @@ class Batches:
             return epochs, permuted(low + inside, self._ends[-1], seed_of(len(self.packs), self._ends[-1]))
         return epochs, low + inside
 
-    def _batch(self, places: Ints) -> Batch:
+    def of(self, places: Ints) -> Batch:
+        """The sequences at some places of the endless list."""
         examples, sources, keys = [], [], []
         for epoch, number in zip(*self._sequences(places), strict=True):
             which = bisect_right(self._ends, number)
             pack = self.packs[which]
             inside = int(number) - (self._ends[which] - len(pack))
-            draw = (0, 0, int(number)) if self.ordered else (1 + self.seed, int(epoch), int(number))
-            example = self.objective(*pack.window(inside), draw)
+            example = self.objective(*pack.window(inside), None if self.ordered else int(epoch))
             examples.append(example)
             sources.append(pack.store.source)
-            keys.append(
-                hashlib.blake2b(example[0].tobytes() + example[1].tobytes() + pack.policy, digest_size=16).digest()
-            )
+            content = b"".join(array.tobytes() for array in example)
+            keys.append(hashlib.blake2b(content + pack.policy, digest_size=16).digest())
         return _collate(examples, tuple(sources), tuple(keys))
 
 

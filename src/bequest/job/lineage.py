@@ -9,6 +9,7 @@ from typing import Any
 from ..model import build
 from ..recipe import Recipe, Student, TeacherModel
 from ..report.record import LINEAGE
+from ..teach.store import open_store
 from ..types import ModelError
 
 Lineage = dict[str, Any]
@@ -21,7 +22,7 @@ Lineage = dict[str, Any]
 def of(recipe: Recipe, vocabulary: str, parameters: int, tokens: int) -> Lineage:
     """The lineage of the model that a recipe makes, after so many tokens."""
     loaded: list[tuple[str, str, TeacherModel | Student]]
-    loaded = [("teacher", name, t) for name, t in recipe.teachers.items() if t.control != "uniform"]
+    loaded = [("teacher", name, t) for name, t in recipe.teachers.items() if t.live]
     loaded += [("beginning", "student", recipe.student)] if recipe.student.load else []
     return {
         "name": recipe.name,
@@ -32,8 +33,13 @@ def of(recipe: Recipe, vocabulary: str, parameters: int, tokens: int) -> Lineage
         "method": recipe.method["name"],
         "measured in": f"{recipe.data.objective} {vocabulary}",
         "predecessors": [
-            {"as": role, "in": name, **_predecessor(spec.load, recipe.data.objective, spec.remote_code)}
+            {"as": role, "in": name, **predecessor(spec.load, recipe.data.objective, spec.remote_code)}
             for role, name, spec in loaded
+        ]
+        + [
+            {"as": "teacher", "in": name, **open_store(Path(t.store)).manifest.teacher.lineage}
+            for name, t in recipe.teachers.items()
+            if t.store
         ],
     }
 
@@ -53,7 +59,8 @@ def _whole(member: Any) -> bool:
     return isinstance(member, dict) and keys <= set(member) and all(map(_whole, member["predecessors"]))
 
 
-def _predecessor(load: str, objective: str, remote_code: bool) -> Lineage:
+def predecessor(load: str, objective: str, remote_code: bool) -> Lineage:
+    """The lineage of a model that is loaded."""
     own = Path(load) / LINEAGE
     if own.is_file():
         found = _read(own)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +27,14 @@ from ..model import build
 from ..model.language import LanguageModel
 from ..recipe import Recipe, Student, TeacherModel, Text
 from ..report.progress import Reading
+from ..teach.compose import Ensembled, Routed
 from ..teach.controls import CONTROLS
 from ..teach.live import Live
+from ..teach.store import open_store
+from ..teach.stored import Stored
 from ..train.plan import Inputs, Method
 from ..types import DataError, Doc, ModelError, RecipeError, Teacher
+from .stores import opened, tokenizer_of, weights_identity
 
 PIECE = 1 << 20
 """Documents whose hashes are held at once."""
@@ -80,7 +83,7 @@ def resolved(recipe: Recipe, method: Method) -> dict[str, Any]:
 def models_of(recipe: Recipe) -> dict[str, TeacherModel | Student]:
     """The models that a recipe loads, by what they are in it."""
     models: dict[str, TeacherModel | Student] = {
-        f"the teacher {name}": spec for name, spec in recipe.teachers.items() if spec.control != "uniform"
+        f"the teacher {name}": spec for name, spec in recipe.teachers.items() if spec.live
     }
     return models | ({"the student": recipe.student} if recipe.student.load else {})
 
@@ -99,6 +102,7 @@ def prepare(recipe: Recipe) -> Prepared:
     objective = find_objective(recipe, vocabulary)
     for what, spec in models.items():
         check_model(what, spec.load, configs[what], recipe.data.sequence, vocabulary)
+    stores = {name: opened(spec, recipe, vocabulary, objective) for name, spec in recipe.teachers.items() if spec.store}
     size = recipe.train.batch_tokens // recipe.data.sequence
     training = packs(recipe, vocabulary, objective, "train")
     batches = Batches(training, objective, size, recipe.seed)
@@ -117,7 +121,10 @@ def prepare(recipe: Recipe) -> Prepared:
     identity = {
         "training text": [p.store.digest for p in training],
         "tokenizer": vocabulary.identity,
-        "teacher": {name: weights_identity(spec.load) for name, spec in recipe.teachers.items()},
+        "teacher": {
+            name: stores[name].fingerprint if spec.store else weights_identity(spec.load)
+            for name, spec in recipe.teachers.items()
+        },
     }
     return Prepared(vocabulary, batches, held_out, identity, tuple(_overlaps(training, validation)))
 
@@ -157,7 +164,7 @@ def find_tokenizer(recipe: Recipe) -> Vocabulary:
                 with new_folder(folder) as temporary:
                     trained.save_pretrained(temporary)
         return tokenizer.load(str(folder))
-    models = [*(spec.load for spec in recipe.teachers.values()), recipe.student.load]
+    models = [*(tokenizer_of(spec) for spec in recipe.teachers.values()), recipe.student.load]
     return tokenizer.load(wanted.load if wanted else next(filter(None, models)))
 
 
@@ -170,7 +177,7 @@ def find_objective(recipe: Recipe, vocabulary: Vocabulary) -> Objective:
             "the tokenizer has no mask token, which data.objective masked needs; "
             "choose another tokenizer or objective causal"
         )
-    return Masked(vocabulary, recipe.data.mask_rate)
+    return Masked(vocabulary, recipe.data.mask_rate, recipe.data.mask_seed, recipe.data.masks == "static")
 
 
 def check_positions(what: str, path: str, config: Any, sequence: int) -> None:
@@ -235,20 +242,6 @@ def _documents(texts: Iterable[Text], recipe: Recipe, side: str) -> Iterator[Doc
     return chain.from_iterable(source.documents(text, keep) for text in texts)
 
 
-def weights_identity(path: str) -> str:
-    """A fingerprint of a model folder's weights from samples spread over the files; a hub id stands for itself."""
-    files = sorted(Path(path).glob("*.safetensors")) if path else []
-    digest = hashlib.blake2b(digest_size=10)
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as handle:
-            for sample in range(64):
-                handle.seek(sample * size // 64)
-                digest.update(handle.read(1 << 16))
-    return digest.hexdigest() if files else path
-
-
 def new_student(recipe: Recipe, vocabulary: Vocabulary) -> LanguageModel:
     """The successor at step 0: the same weights for the same seed, whatever the method."""
     torch.manual_seed(seed_of(recipe.seed))
@@ -273,22 +266,42 @@ def opener(recipe: Recipe, device: str) -> Open:
     return lambda spec: build.load(spec.load, recipe.data.objective, spec.remote_code).to(device)
 
 
-def inputs(recipe: Recipe, prepared: Prepared, place: Place, run: Path, load: Open) -> Inputs:
-    """What the method gets."""
+Make = Callable[[str, TeacherModel], Teacher]
+
+
+def inputs(recipe: Recipe, prepared: Prepared, place: Place, run: Path, load: Open, make: Make | None = None) -> Inputs:
+    """What the method gets. `make` makes a teacher from its name and entry; without it they are what the recipe says."""
     alive = partial(_live, vocabulary=prepared.vocabulary, place=place, load=load)
-    live = {name: alive(spec) for name, spec in recipe.teachers.items()}
-    teachers: dict[str, Teacher] = {
-        n: CONTROLS[recipe.teachers[n].control](t, prepared.vocabulary.size) for n, t in live.items()
-    }
+    live = {name: alive(spec) for name, spec in recipe.teachers.items() if spec.load}
+
+    def real(name: str, spec: TeacherModel) -> Teacher:
+        return Stored(partial(open_store, Path(spec.store))) if spec.store else live.get(name) or alive(spec)
+
     return Inputs(
         batches=prepared.batches,
         steps=recipe.train.tokens // recipe.train.batch_tokens,
         seed=recipe.seed,
-        teachers=teachers,
+        teachers=_teachers(recipe, make or real, prepared.vocabulary.size),
         models={name: partial(getattr, teacher, "model") for name, teacher in live.items()},
         evaluate=lambda model, batches: mean_loss(model.to(place.device), batches, place),
         after=lambda stage: alive(TeacherModel(load=str(run / "stages" / stage))),
     )
+
+
+def _teachers(recipe: Recipe, make: Make, vocabulary: int) -> dict[str, Teacher]:
+    """Every entry as a teacher: first models and stores, then those that are made of them."""
+    found: dict[str, Teacher] = {}
+    for name, spec in sorted(recipe.teachers.items(), key=lambda item: bool(item[1].route or item[1].ensemble)):
+        teacher: Teacher
+        if spec.route:
+            teacher = Routed({source: found[other] for source, other in spec.route.items()})
+        elif spec.ensemble:
+            total = sum(spec.ensemble.values())
+            teacher = Ensembled([(found[other], weight / total) for other, weight in spec.ensemble.items()])
+        else:
+            teacher = make(name, spec)
+        found[name] = CONTROLS[spec.control](teacher, vocabulary)
+    return found
 
 
 def _live(spec: TeacherModel, vocabulary: Vocabulary, place: Place, load: Open) -> Live:

@@ -54,6 +54,11 @@ class Weighted:
         parts = {part.name: sums_S[i] / batch.rows_total for i, (_, part) in enumerate(active)}
         return Loss(total, parts, sum(w for w, part in active if part.teacher is not None), flops)
 
+    def prepare(self, batch: Batch, clock: Clock) -> None:
+        """Tell the teachers that a step will ask about this batch; runs in the loader's thread, ahead of the step."""
+        for (_, temperature), teacher in self.asked(clock).items():
+            teacher.prepare(batch, temperature)
+
     def asked(self, clock: Clock) -> dict[tuple[int, float], Teacher]:
         """The teachers that this clock's step asks, by their identity and the temperature: each once."""
         return {

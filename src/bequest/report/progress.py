@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..teach.harvest import Harvested
 from ..train.run import StageEnded, State, Stepped
 
 LINES = 20
@@ -68,6 +69,51 @@ class Training:
         inheriting = f"  inheritance rate {event.rate:.2f}" if event.rate else ""
         step = f"step {event.run_step}  loss {event.loss.item():.3f}{inheriting}"
         return f"{step}  {speed:,.0f} tokens/s  {left:.0f} s left"
+
+
+class Harvesting:
+    """Sequences, speed, bytes and time left of a harvest; a context manager."""
+
+    def __init__(self, name: str, sequences: int) -> None:
+        self.name = name
+        self.sequences = sequences
+        self.console = console()
+        self.done = self.made = self.bytes = self.rows = 0
+        self._next_line = 0
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[now]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(name, total=sequences, now="")
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Harvesting:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def __call__(self, shard: Harvested, length: int) -> None:
+        """A shard of sequences of so many tokens is there."""
+        self.done += shard.sequences
+        self.made += shard.sequences * shard.made
+        self.bytes += shard.bytes
+        self.rows += shard.rows
+        speed = self.made * length / max(1e-9, time.monotonic() - self.began)
+        left = (self.sequences - self.done) * length / speed if speed else 0.0
+        size = f"{self.bytes / 1e6:,.1f} MB, {self.bytes / max(1, self.rows):.1f} bytes per row"
+        now = f"{size}, {speed:,.0f} tokens/s"
+        self.bar.update(self.task, completed=self.done, now=now)
+        if not self.console.is_terminal and (self.done >= self._next_line or self.done == self.sequences):
+            self._next_line = self.done + self.sequences // LINES
+            share = 100 * self.done // self.sequences
+            self.console.print(f"{self.name} {share:3d} % {now}, {left:.0f} s left", soft_wrap=True)
 
 
 class Reading:

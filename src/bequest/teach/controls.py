@@ -53,6 +53,9 @@ class Renormalised:
     def __call__(self, batch: Batch, temperature: float) -> Answer:
         return _Changed(self.teacher(batch, temperature), without_rest)
 
+    def prepare(self, batch: Batch, temperature: float) -> None:
+        self.teacher.prepare(batch, temperature)
+
     def flops(self, batch: Batch) -> float:
         return self.teacher.flops(batch)
 
@@ -76,6 +79,9 @@ class Shuffled:
             source_N[order] = np.roll(order, 1)  # one cycle: no row keeps its own, unless it is alone
         return _Moved(self.teacher(batch, temperature), torch.from_numpy(source_N).to(index_N.device))
 
+    def prepare(self, batch: Batch, temperature: float) -> None:
+        self.teacher.prepare(batch, temperature)
+
     def flops(self, batch: Batch) -> float:
         return self.teacher.flops(batch)
 
@@ -91,6 +97,9 @@ class Uniform:
 
     def __call__(self, batch: Batch, temperature: float) -> Answer:
         return _Flat(self.vocabulary, batch)
+
+    def prepare(self, batch: Batch, temperature: float) -> None:
+        pass
 
     def flops(self, batch: Batch) -> float:
         return 0.0

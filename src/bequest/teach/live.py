@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ..model.flops import forward_flops
 from ..model.language import Head, LanguageModel
+from ..model.tiled import largest, rows_at_once
 from ..types import Answer, Batch, Signal
-
-ROW_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Live:
         self._keep = min(keep, vocabulary)
         self._precision = precision
         self._model: LanguageModel | None = None
+        self._head: Head | None = None
 
     @property
     def model(self) -> LanguageModel:
@@ -64,9 +64,21 @@ class Live:
         """Whether the model is in memory."""
         return self._model is not None
 
+    @property
+    def head(self) -> Head:
+        """The model's head in the precision of its products, without padded rows."""
+        if self._head is None:
+            head = self.model.head.narrow(self._vocabulary)
+            with self._precision():
+                self._head = replace(head, weight_VD=head.weight_VD.to(head.dtype(head.weight_VD)))
+        return self._head
+
     def release(self) -> None:
         """Leave memory."""
-        self._model = None
+        self._model = self._head = None
+
+    def prepare(self, batch: Batch, temperature: float) -> None:
+        """Nothing to do ahead of time: the device is busy."""
 
     def flops(self, batch: Batch) -> float:
         """One forward pass."""
@@ -77,22 +89,22 @@ class Live:
         """What the model says about the batch's rows at a temperature."""
         with self._precision():
             features_ND = self.model(batch)
-        answer = Dense(features_ND, self.model.head.narrow(self._vocabulary), temperature, self._precision)
+        answer = Dense(features_ND, self.head, temperature, self._precision)
         return likeliest(answer, self._keep, len(features_ND), self._vocabulary) if self._keep else answer
 
 
 def likeliest(answer: Answer, keep: int, rows: int, vocabulary: int) -> Signal:
     """The K likeliest ids of each row and the log of the mass of all others, chunk by chunk."""
-    chunk = max(1, ROW_BYTES // (4 * vocabulary))
+    chunk = rows_at_once(vocabulary, "cpu")
     kept = [_likeliest(answer[first : first + chunk].logp_NK, keep) for first in range(0, max(1, rows), chunk)]
     ids, logp, logrest = (torch.cat(parts) for parts in zip(*kept, strict=True))
     return Signal(ids, logp, logrest)
 
 
 def _likeliest(logp_CV: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    logp_CK, ids_CK = logp_CV.topk(keep, dim=-1)
+    logp_CK, ids_CK = largest(logp_CV, keep)
     # Summed over what is left, not 1 - sum(kept): the difference would be rounding once the teacher is sure.
-    logrest_C = logp_CV.scatter(-1, ids_CK, -torch.inf).logsumexp(-1)
+    logrest_C = logp_CV.exp().scatter_(-1, ids_CK, 0.0).sum(-1).log()
     return ids_CK, logp_CK, logrest_C
 
 

@@ -15,7 +15,7 @@ from ..config import Config
 from ..data.batches import Batches
 from ..model.language import LanguageModel
 from ..optim import Policy
-from ..types import Batch, Journal, LossFn, Teacher
+from ..types import Batch, Journal, LossFn, RecipeError, Teacher
 
 Moments = dict[str, Tensor]
 Enter = Callable[[LanguageModel, Moments], tuple[LanguageModel, Moments]]
@@ -78,6 +78,8 @@ class Inputs:
 
     def against_teacher(self, share: float, sequences: int = 64) -> tuple[Batches, Measure]:
         """Batches without some reserved sequences, and a comparison of student and teacher on those, every `share` of the run."""
+        if "teacher" not in self.models:
+            raise RecipeError("comparing needs the teacher itself, not only a store; give teachers.teacher.load, too")
         batches, held = self.batches.reserve(sequences)
 
         def ask(model: LanguageModel, journal: Journal) -> dict[str, float]:

@@ -18,6 +18,7 @@ from ..model.language import LanguageModel
 from ..optim import Optimiser, Policy
 from ..recipe import OptimiserSettings
 from ..types import Batch, Clock, Entry, Loss, LossFn, TrainingError
+from .ahead import Ahead
 from .plan import Moments, Stage
 
 
@@ -155,16 +156,17 @@ def run(stages: Sequence[Stage], state: State, settings: Settings, observers: Se
         stage = stages[node]
         trained = _enter(stage, state, settings)
         unchecked: list[Stepped] = []
-        while state.step < stage.steps:
-            _measure(stage, state)
-            stepped = _advance(stage, trained, state, settings, steps)
-            unchecked.append(stepped)
-            if len(unchecked) >= settings.check_every or state.step == stage.steps:
-                for earlier in unchecked:
-                    require_finite(earlier)
-                unchecked.clear()
-            for observe in observers:
-                observe(state, stepped)
+        with Ahead(stage) as ahead:
+            while state.step < stage.steps:
+                _measure(stage, state)
+                stepped = _advance(stage, trained, state, settings, steps, ahead)
+                unchecked.append(stepped)
+                if len(unchecked) >= settings.check_every or state.step == stage.steps:
+                    for earlier in unchecked:
+                        require_finite(earlier)
+                    unchecked.clear()
+                for observe in observers:
+                    observe(state, stepped)
         getattr(stage.loss, "release", lambda: None)()
         last = node + 1 == len(stages)
         if not last:  # a finished run stays inside its last stage: with more tokens it can go on
@@ -198,7 +200,7 @@ def _measure(stage: Stage, state: State) -> None:
         state.journal.append(Entry(stage.name, state.step, dict(values)))
 
 
-def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, steps: int) -> Stepped:
+def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, steps: int, ahead: Ahead) -> Stepped:
     """One optimiser step on one global batch, micro-batch by micro-batch."""
     started = time.perf_counter()
     assert state.optimiser is not None
@@ -206,7 +208,7 @@ def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, s
         state.step, stage.steps, state.step * settings.batch_tokens, state.run_step, state.tokens, tuple(state.journal)
     )
     torch.manual_seed(seed_of(settings.seed, state.run_step))  # dropout is a function of the step: nothing to save
-    batch = stage.batches[state.step].to(settings.place.device)
+    batch = ahead(clock).to(settings.place.device)
     losses = list(_backward(trained, batch, clock, settings, state))
     norm = nn.utils.clip_grad_norm_(state.optimiser.parameters, settings.clip or math.inf)
     multiplier = rate_at(stage, settings.policy, clock, steps, settings.batch_tokens)

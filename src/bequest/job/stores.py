@@ -1,0 +1,56 @@
+"""Which store a recipe can learn from: teacher, tokenizer and packing must be the recipe's own."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from .. import config
+from ..data.objective import Objective
+from ..data.tokenizer import Vocabulary
+from ..recipe import Recipe, TeacherModel
+from ..teach import store
+from ..teach.store import Packing, Store
+
+DOCUMENTS = "each from its own beginning, unseen by others"
+
+
+def packing(recipe: Recipe, objective: Objective) -> Packing:
+    """How a recipe's text becomes sequences."""
+    return Packing(sequence=recipe.data.sequence, objective=objective.policy, documents=DOCUMENTS)
+
+
+def opened(spec: TeacherModel, recipe: Recipe, vocabulary: Vocabulary, objective: Objective) -> Store:
+    """A teacher's store.
+
+    Raises FolderError when there is none, or one of another teacher, tokenizer or packing; DataError when it is damaged.
+    """
+    found = store.open_store(Path(spec.store))
+    wanted: dict[str, Any] = {
+        "tokenizer": vocabulary.identity,
+        "packing": config.encode(packing(recipe, objective)),
+    }
+    if Path(spec.load).is_dir() and spec.load:  # a store is enough: the model may be gone
+        wanted["teacher"] = {"weights": weights_identity(spec.load)}
+    store.require(found, wanted)
+    return found
+
+
+def tokenizer_of(spec: TeacherModel) -> str:
+    """Where a teacher's tokenizer is: with its model, or in its store."""
+    return spec.load or (str(Path(spec.store) / "tokenizer") if spec.store else "")
+
+
+def weights_identity(path: str) -> str:
+    """A fingerprint of a model folder's weights from samples spread over the files; a hub id stands for itself."""
+    files = sorted(Path(path).glob("*.safetensors")) if path else []
+    digest = hashlib.blake2b(digest_size=10)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as handle:
+            for sample in range(64):
+                handle.seek(sample * size // 64)
+                digest.update(handle.read(1 << 16))
+    return digest.hexdigest() if files else path
