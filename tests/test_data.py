@@ -180,8 +180,8 @@ def test_masked_shares_and_repeatability(tmp_path):
     chosen = fate = masked = kept = eligible = 0
     for number in range(len(pack)):
         window, segments = pack.window(number)
-        tokens_T, _, positions, targets = objective(window, segments, (1, 0, number))
-        again = objective(window, segments, (1, 0, number))
+        tokens_T, _, positions, targets = objective(window, segments, 1)
+        again = objective(window, segments, 1)
         assert np.array_equal(tokens_T, again[0])
         assert np.array_equal(targets, window[positions])
         assert not np.isin(targets, vocabulary.special).any()
