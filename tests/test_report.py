@@ -67,13 +67,13 @@ def test_text_cannot_break_out_of_the_page(runs, tmp_path):
     found = record.read(runs / "first")
     evil = "</script><script>alert(1)</script>"
     lines = [{**line, "valid": {evil: line["valid"]["one"]}} if "valid" in line else line for line in found.lines]
-    changed = record.Record(evil, tmp_path, found.recipe, lines, None, found.lineage, found.history)
+    changed = record.Record(evil, tmp_path, found.recipe, lines, None, found.lineage, found.history, {})
     assert evil not in page.page([changed])
 
 
 def test_an_unfinished_run_has_a_page(runs):
     found = record.read(runs / "first")
-    text = page.page([record.Record("now", runs, found.recipe, found.lines[:5], None, {}, [])])
+    text = page.page([record.Record("now", runs, found.recipe, found.lines[:5], None, {}, [], {})])
     assert "so far" in text
 
 

@@ -50,15 +50,24 @@ def train(
 
 @app.command()
 def teach(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file.")],
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML file.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for example teach.kind=topk", metavar="[KEY=VALUE]...")
     ] = None,
+    look: Annotated[
+        Path | None,
+        typer.Option("--inspect", help="Look into this store instead; with RECIPE, ask its teacher again and compare."),
+    ] = None,
 ) -> None:
     """Ask RECIPE's teachers about its text once and keep what they say in their stores. Run it again to go on."""
-    from .teach import command
+    from .teach import command, inspect
 
-    command(recipe, tuple(overrides or ()))
+    if look:
+        inspect(look, recipe, tuple(overrides or ()))
+    elif recipe is None:
+        raise RecipeError("name the recipe whose teachers are to be asked, for example: bequest teach taught.yaml")
+    else:
+        command(recipe, tuple(overrides or ()))
 
 
 @app.command()

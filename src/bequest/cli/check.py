@@ -34,10 +34,15 @@ def command(path: Path, overrides: tuple[str, ...], out: Path | None, time: bool
     if recipe is None or problems:
         raise SystemExit(2)
     _show(recipe.name, check.plan(recipe, folder))
+    for name, spec in recipe.teachers.items():
+        if check.unharvested(recipe).teachers[name] != spec:
+            print(
+                f"warning: the teacher {name} has no store in {spec.store} yet; run bequest teach {path} before training"
+            )
     if time:
         from ..job.calibrate import calibrate
 
-        seconds = calibrate(recipe, folder)
+        seconds = calibrate(check.unharvested(recipe), folder)
         print(f"time here: {_span(seconds.training)} of training, {_span(seconds.validation)} of validation")
 
 
@@ -65,6 +70,8 @@ def _show(name: str, plan: Plan) -> None:
     print(
         "disk: " + ", ".join(f"{what} {_mb(size)}" for what, size in plan.disk.items()) + f"; {_mb(plan.free)} are free"
     )
+    for teacher in plan.teachers:
+        print(f"teacher {teacher}")
     for warning in plan.warnings:
         print(f"warning: {warning}")
 

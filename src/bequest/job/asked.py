@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.pack import Ints
+from ..device import Place
+from ..recipe import Recipe
 from ..teach.harvest import Asked
-from ..train.plan import Stage
-from ..types import Answer, Batch, Clock
+from ..teach.store import open_store
+from ..train.plan import Method, Stage
+from ..types import Answer, Batch, Clock, DataError
+from .prepare import Prepared, inputs, opener
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a teacher will be asked."""
+
+    temperatures: tuple[float, ...]
+    asked: list[Asked]
+    """Stage by stage, every sequence once."""
+
+    @property
+    def sequences(self) -> int:
+        """How many different ones."""
+        return sum(len(one.keys) for one in self.asked)
 
 
 @dataclass
@@ -42,7 +61,33 @@ class Questions:
         """Nothing to let go."""
 
 
-def walk(stages: Iterable[Stage], questions: Mapping[str, Questions], whole_epochs: bool) -> dict[str, list[Asked]]:
+def questions(recipe: Recipe, prepared: Prepared, method: Method, whole_epochs: bool = False) -> dict[str, Asking]:
+    """What each of a recipe's models and stores will be asked."""
+    noted = {name: Questions() for name, spec in recipe.teachers.items() if spec.load or spec.store}
+    given = inputs(recipe, prepared, Place(), Path(), opener(recipe, "cpu"), lambda name, spec: noted[name])
+    found = _walk(method.plan(given), noted, whole_epochs)
+    return {name: Asking(tuple(sorted(noted[name].temperatures)), found[name]) for name in noted}
+
+
+def require_answers(recipe: Recipe, prepared: Prepared, method: Method) -> None:
+    """Raises BequestError when a store lacks what a run will ask of it: better now than in the middle."""
+    if not any(spec.store for spec in recipe.teachers.values()):
+        return
+    for name, asking in questions(recipe, prepared, method).items():
+        if not recipe.teachers[name].store:
+            continue
+        store = open_store(Path(recipe.teachers[name].store))
+        for temperature in asking.temperatures:
+            store.manifest.form.require(temperature)
+        keys = [key for one in asking.asked for key in one.keys]
+        if missing := store.missing(keys):
+            raise DataError(
+                f"the store {store.folder} lacks {len(missing):,} of the {len(keys):,} sequences about which the teacher "
+                f"{name} will be asked; bequest teach RECIPE adds them (teach.sequences: all keeps whole epochs)"
+            )
+
+
+def _walk(stages: Iterable[Stage], questions: Mapping[str, Questions], whole_epochs: bool) -> dict[str, list[Asked]]:
     """What each teacher will be asked, stage by stage, every sequence once."""
     found: dict[str, list[Asked]] = {name: [] for name in questions}
     for stage in stages:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -25,10 +25,13 @@ from ..model.language import LanguageModel
 from ..optim import Policy
 from ..recipe import Recipe, Text
 from ..report import trackers
+from ..teach.store import exists
 from ..train.plan import Method, Stage
 from ..train.run import Settings
-from ..types import BequestError, Clock, FolderError, Teacher
+from ..types import BequestError, Clock, FolderError, LossFn, Teacher
 from . import folder
+from .asked import require_answers
+from .economy import sentences
 from .footprint import footprint, made_fake, process_bytes
 from .prepare import (
     Prepared,
@@ -39,6 +42,7 @@ from .prepare import (
     find_tokenizer,
     inputs,
     models_of,
+    opener,
     outline,
     packs,
     prepare,
@@ -93,7 +97,7 @@ def _begins(text: Text) -> None:
 
 def problems(recipe: Recipe, out: Path) -> list[str]:
     """Everything that would keep a recipe without mistakes of its own from training into `out`, one sentence each."""
-    tries = _Tries()
+    recipe, tries = unharvested(recipe), _Tries()
     tries.problems |= dict.fromkeys(outside(recipe, out))
     models = models_of(recipe)
     texts = [t for t in (*recipe.data.train, *recipe.data.valid) if t.path]
@@ -108,8 +112,8 @@ def problems(recipe: Recipe, out: Path) -> list[str]:
         if objective := tries(find_objective, recipe, vocabulary):
             for side in ("train", "valid"):
                 tries(packs, recipe, vocabulary, objective, side)
-    if not tries.problems:
-        tries(prepare, recipe)
+    if not tries.problems and (prepared := tries(prepare, recipe)) and (method := tries(find_method, recipe)):
+        tries(require_answers, recipe, prepared, method)
     return list(tries.problems)
 
 
@@ -162,6 +166,8 @@ class Plan:
     free: int
     """Bytes free where the run folder will be."""
     warnings: Sequence[str]
+    teachers: Sequence[str]
+    """What each teacher costs, live and stored."""
 
     @property
     def student_flops(self) -> float:
@@ -190,37 +196,72 @@ def plan(recipe: Recipe, out: Path) -> Plan:
 
     Raises BequestError with the first problem; `problems` has them all.
     """
+    recipe = unharvested(recipe)
     prepared, method, where = prepare(recipe), find_method(recipe), Place("cpu", recipe.train.precision)
+    teachers = tuple(sentences(recipe, prepared, method, _asked(recipe, prepared, method, where, out)))
     process = process_bytes(where, recipe.train.optimiser) + _mapped(recipe, prepared)
-    # Shuffling a teacher's signals costs nothing and wants their numbers.
-    plainly = {n: replace(t, control="none") if t.control == "shuffle" else t for n, t in recipe.teachers.items()}
-    recipe, mode = replace(recipe, teachers=plainly), FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = made_fake(outline(recipe, prepared.vocabulary), mode)
     predecessors = {
         what: made_fake(build.outline(t.load, recipe.data.objective, t.remote_code), mode)
         for what, t in recipe.teachers.items()
-        if t.control != "uniform"
+        if t.live
     }
     of_folder = {recipe.teachers[name].load: found for name, found in predecessors.items()}
     # What an earlier stage leaves behind is as large as the student.
-    given = inputs(recipe, prepared, where, out, lambda spec: of_folder.get(spec.load, model))
+    given, simple = (
+        inputs(one, prepared, where, out, lambda spec: of_folder.get(spec.load, model))
+        for one in (recipe, _simple(recipe))
+    )
     policy = Policy(recipe.train.schedule, recipe.train.batch_tokens, recipe.train.tokens)
     settings, stages = settings_of(recipe, where, policy), []
-    for stage in method.plan(given):
+    for stage, simpler in zip(method.plan(given), method.plan(simple), strict=True):
         model, _ = stage.enter(model, {})
-        stages.append(_cost(stage, model, predecessors.values(), settings, mode))
+        stages.append(_cost(stage, simpler.loss, model, predecessors.values(), settings, mode))
     parameters = {"student": _count(model)} | {name: _count(found) for name, found in predecessors.items()}
     chunk = 4 * model.vocabulary * chunk_rows(model.vocabulary)
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     disk = _disk(recipe, stages, prepared)
     gpu = place(recipe.train.device, recipe.train.precision).device == "cuda"
-    return Plan(parameters, stages, gpu, process, chunk, disk, shutil.disk_usage(parent).free, prepared.warnings)
+    return Plan(
+        parameters, stages, gpu, process, chunk, disk, shutil.disk_usage(parent).free, prepared.warnings, teachers
+    )
+
+
+def _simple(recipe: Recipe) -> Recipe:
+    """The recipe with teachers as large whose answers want no numbers: not shuffled, and one member for several."""
+    plain = {name: replace(t, control="none") if t.control == "shuffle" else t for name, t in recipe.teachers.items()}
+    members = {name: [*t.route.values(), *t.ensemble] for name, t in plain.items()}
+    live_first = {name: sorted(found, key=lambda other: not plain[other].live) for name, found in members.items()}
+    return replace(recipe, teachers={n: plain[live_first[n][0]] if live_first[n] else t for n, t in plain.items()})
+
+
+def unharvested(recipe: Recipe) -> Recipe:
+    """The recipe with its models live where their stores are not there yet."""
+    waiting = {n: t for n, t in recipe.teachers.items() if t.load and t.store and not exists(Path(t.store))}
+    return replace(recipe, teachers=recipe.teachers | {n: replace(t, store="") for n, t in waiting.items()})
+
+
+def _asked(recipe: Recipe, prepared: Prepared, method: Method, where: Place, out: Path) -> int:
+    """Sequences about which a run asks a teacher, repetitions counted."""
+    stages = method.plan(inputs(recipe, prepared, where, out, opener(recipe, "cpu")))
+    asks: list[tuple[Stage, Callable[[Clock], Any]]]
+    asks = [(stage, getattr(stage.loss, "asked", lambda clock: {})) for stage in stages]
+    return sum(
+        stage.batches.size * sum(bool(ask(Clock(step, stage.steps))) for step in range(stage.steps))
+        for stage, ask in asks
+    )
 
 
 def _cost(
-    stage: Stage, model: LanguageModel, teachers: Iterable[LanguageModel], settings: Settings, mode: FakeTensorMode
+    stage: Stage,
+    simple: LossFn,
+    model: LanguageModel,
+    teachers: Iterable[LanguageModel],
+    settings: Settings,
+    mode: FakeTensorMode,
 ) -> StageCost:
-    """Walk a stage's batches and count."""
+    """Walk a stage's batches and count; memory is that of the simpler loss."""
     every = max(1, stage.steps * stage.batches.size // MOST_SEQUENCES)
     looked = range(0, stage.steps, every)
     scale = stage.steps / len(looked)
@@ -235,7 +276,7 @@ def _cost(
         worst = max(worst, (len(asked), batch.rows_total, step), key=lambda found: found[:2])
     batches = [stage.batches[worst[2] + later] for later in range(FOOTSTEPS)]
     clock = Clock(worst[2], stage.steps)
-    memory = footprint(model, stage.loss, teachers if worst[0] else (), batches, clock, settings, mode)
+    memory = footprint(model, simple, teachers if worst[0] else (), batches, clock, settings, mode)
     tokens = stage.steps * settings.batch_tokens
     return StageCost(
         stage.name, stage.steps, tokens, student * scale, teacher * scale, asking / len(looked), memory, every == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..data.tokenizer import Vocabulary, saved
-from ..device import Place, place
+from ..device import place
 from ..model import build
 from ..recipe import Recipe, TeacherModel
 from ..report.progress import Harvesting
@@ -21,9 +21,9 @@ from ..teach.live import Live
 from ..teach.signals import Form
 from ..teach.store import FORMAT, Manifest, Origin, Store
 from ..types import ModelError, RecipeError
-from .asked import Questions, walk
+from .asked import questions
 from .lineage import predecessor
-from .prepare import Prepared, find_method, find_objective, inputs, opener, prepare
+from .prepare import Prepared, find_method, find_objective, opener, prepare
 from .stores import packing, weights_identity
 
 
@@ -54,7 +54,7 @@ def teach(recipe: Recipe) -> dict[str, Store]:
     where = place(recipe.train.device, recipe.train.precision)
     if where.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    prepared, work = plan(recipe, where)
+    prepared, work = plan(recipe)
     tokenizer, load = saved(prepared.vocabulary.tokenizer), opener(recipe, where.device)
     found = {}
     for one in work:
@@ -69,28 +69,25 @@ def teach(recipe: Recipe) -> dict[str, Store]:
     return found
 
 
-def plan(recipe: Recipe, where: Place) -> tuple[Prepared, list[Harvest]]:
+def plan(recipe: Recipe) -> tuple[Prepared, list[Harvest]]:
     """What is to be harvested, teacher by teacher."""
     method = find_method(recipe)
     chosen = {name: spec for name, spec in recipe.teachers.items() if spec.load and spec.store}
     if not chosen:
         raise RecipeError("no teacher has both load and store; say where to keep its answers, with teachers.NAME.store")
     # The models are asked, whatever their stores hold by now.
-    asking = {name: replace(spec, store="") if name in chosen else spec for name, spec in recipe.teachers.items()}
-    asking_recipe = replace(recipe, teachers=asking)
-    prepared = prepare(asking_recipe)
-    questions = {name: Questions() for name in recipe.teachers}
-    given = inputs(asking_recipe, prepared, where, Path(), opener(recipe, "cpu"), lambda name, spec: questions[name])
-    asked = walk(method.plan(given), questions, recipe.teach.sequences == "all")
+    live = {name: replace(spec, store="") if name in chosen else spec for name, spec in recipe.teachers.items()}
+    prepared = prepare(replace(recipe, teachers=live))
+    asking = questions(recipe, prepared, method, recipe.teach.sequences == "all")
     return prepared, [
-        Harvest(name, spec, _manifest(name, spec, recipe, prepared, questions[name]), asked[name])
+        Harvest(name, spec, _manifest(name, recipe, prepared, asking[name].temperatures), asking[name].asked)
         for name, spec in chosen.items()
-        if asked[name]
+        if asking[name].asked
     ]
 
 
-def _manifest(name: str, spec: TeacherModel, recipe: Recipe, prepared: Prepared, questions: Questions) -> Manifest:
-    vocabulary = prepared.vocabulary
+def _manifest(name: str, recipe: Recipe, prepared: Prepared, asked: tuple[float, ...]) -> Manifest:
+    vocabulary, spec = prepared.vocabulary, recipe.teachers[name]
     if vocabulary.size > MOST_IDS:
         raise ModelError(f"a store holds at most {MOST_IDS} different ids, and this tokenizer has {vocabulary.size}")
     return Manifest(
@@ -102,7 +99,7 @@ def _manifest(name: str, spec: TeacherModel, recipe: Recipe, prepared: Prepared,
         ),
         tokenizer=vocabulary.identity,
         packing=packing(recipe, find_objective(recipe, vocabulary)),
-        form=form_of(name, recipe, vocabulary, tuple(sorted(questions.temperatures))),
+        form=form_of(name, recipe, vocabulary, asked),
         seed=recipe.teach.seed,
         precision=recipe.train.precision,
         shard_sequences=max(1, recipe.teach.shard_tokens // recipe.data.sequence),

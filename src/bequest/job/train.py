@@ -25,12 +25,15 @@ from ..report import page, trackers
 from ..report.card import card
 from ..report.metrics import Metrics
 from ..report.progress import Training, console
-from ..report.record import LINEAGE, read, remember
+from ..report.record import LINEAGE, STORES, read, remember
+from ..teach.store import open_store
 from ..train import checkpoint
 from ..train.plan import Method, Stage
 from ..train.run import Settings, StageEnded, State, Stepped, run
 from ..types import Stopped, TrainingError
 from . import extend, folder, lineage
+from .asked import require_answers
+from .inspect import describe
 from .prepare import Prepared, find_method, inputs, new_student, opener, prepare, resolved
 
 
@@ -59,6 +62,7 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
     prepared = prepare(recipe)
     for warning in prepared.warnings:
         console().print(f"warning: {warning}", soft_wrap=True)
+    require_answers(recipe, prepared, method)
     load = opener(recipe, where.device)
     stages = tuple(method.plan(inputs(recipe, prepared, where, out, load)))
     state = _state(recipe, prepared, out)
@@ -78,6 +82,8 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
     remember(out)
     (out / "summary.json").unlink(missing_ok=True)
     replace_text(out / LINEAGE, json.dumps(writer.lineage, indent=1))
+    stores = {name: describe(open_store(Path(t.store))) for name, t in recipe.teachers.items() if t.store}
+    replace_text(out / STORES, json.dumps(stores, indent=1))
     _run(recipe, prepared, stages, state, settings, out, writer)
     return _finish(recipe, prepared, state, writer, where, out)
 
@@ -214,6 +220,7 @@ def _finish(
         "student_parameters": _parameters(state),
         "student_flops": ledger.student_flops,
         "teacher_flops": ledger.teacher_flops,
+        "harvest_flops": sum(store["flops"] for store in json.loads((out / STORES).read_text()).values()),
         "wall_s": round(ledger.seconds, 2),
         "tokens_per_s": round(state.tokens / max(1e-9, ledger.seconds), 1),
         "peak_rss_mb": round(peak, 1),

@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import config
 from ..files import replace_text
+from . import kept
 from .record import Record
 from .table import savings
 
@@ -40,6 +41,7 @@ def page(records: Sequence[Record]) -> str:
         "savings": "".join(f"<p class=savings>{html.escape(s)}</p>" for s in (*_savings(records), *_unlike(records))),
         "summary": _summary(records),
         "families": "".join(f"<ul class=tree>{_family(r.lineage)}</ul>" for r in records if r.lineage),
+        "stores": kept.section(records),
         "details": "".join(_details(r) for r in records),
         # A closing tag inside a text must not close the script.
         "data": json.dumps([_curves(r) for r in records]).replace("</", "<\\/"),
@@ -84,18 +86,22 @@ def _savings(records: Sequence[Record]) -> Iterator[str]:
     finished = [r for r in records if r.summary and r.validations]
     for run in finished:
         assert run.summary is not None
-        if not run.summary["teacher_flops"]:
+        if not _inherits(run):
             continue
         for base in finished:
             assert base.summary is not None
             same = base.summary["student_parameters"] == run.summary["student_parameters"]
             same = same and base.lineage.get("measured in") == run.lineage.get("measured in")
-            if same and not base.summary["teacher_flops"] and set(base.summary["valid"]) == set(run.summary["valid"]):
+            if same and not _inherits(base) and set(base.summary["valid"]) == set(run.summary["valid"]):
                 for source in run.summary["valid"]:
                     yield f"{run.name} against {base.name}, {source}: " + savings(
                         base.validations, run.validations, source
                     )
                 break
+
+
+def _inherits(record: Record) -> bool:
+    return any(member.get("as") == "teacher" for member in record.lineage.get("predecessors", ()))
 
 
 def _summary(records: Sequence[Record]) -> str:

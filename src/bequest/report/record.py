@@ -17,7 +17,7 @@ from .. import __version__, config
 from ..types import FolderError
 from . import metrics
 
-LINEAGE, HISTORY = "lineage.json", "history.jsonl"
+LINEAGE, HISTORY, STORES = "lineage.json", "history.jsonl", "stores.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Record:
     lineage: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
     """What started or resumed the run, and where."""
+    stores: Mapping[str, Any]
+    """By teacher: what the stores held that the run learns from."""
 
     @property
     def validations(self) -> list[Mapping[str, Any]]:
@@ -54,10 +56,10 @@ def read(folder: Path) -> Record:
     if not (folder / "recipe.yaml").is_file():
         raise FolderError(f"{folder} is not a run folder; give one that bequest train wrote, such as runs/first")
     recipe = config.read(folder / "recipe.yaml")
-    summary, lineage = (_object(folder / name) for name in ("summary.json", LINEAGE))
+    summary, lineage, stores = (_object(folder / name) for name in ("summary.json", LINEAGE, STORES))
     history = metrics.objects(folder / HISTORY, lambda line: {"when", "command", "versions", "machine"} <= set(line))
     lines = metrics.read(folder / "metrics.jsonl")
-    return Record(recipe["name"], folder, recipe, lines, summary, lineage or {}, history)
+    return Record(recipe["name"], folder, recipe, lines, summary, lineage or {}, history, stores or {})
 
 
 def _object(path: Path) -> dict[str, Any] | None:
@@ -65,8 +67,8 @@ def _object(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text()) if path.exists() else None
     except ValueError:
-        found = {}
-    if found is not None and not (isinstance(found, dict) and found):
+        found = ""
+    if found is not None and not isinstance(found, dict):
         raise FolderError(f"{path} is damaged; delete it and run the recipe again")
     return found
 

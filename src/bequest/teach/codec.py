@@ -99,6 +99,11 @@ class Codec:
         rows, count = len(entries.sizes_R), len(entries.ids_E)
         return float(sets + self._value_bits(rows, count)) / 8 + self._scalar_bytes(rows)
 
+    def row_bytes(self, kept: float) -> float:
+        """About what a row takes that keeps so many ids."""
+        count = round(1000 * kept)
+        return (_HEAD.size + sum(self._lengths(1000, count, self._low_bits(1000, count)))) / 1000
+
     def _buckets(self, low: int) -> int:
         return ((self.vocabulary - 1) >> low) + 1
 

@@ -55,9 +55,9 @@ class Harvested:
     """A shard is there: made just now, or found."""
 
     sequences: int
-    rows: int
-    bytes: int
     made: bool
+    rows: int = 0
+    bytes: int = 0
 
 
 def harvest(
@@ -67,8 +67,14 @@ def harvest(
 
     Each of several processes begins at another place. What another process works on is left for the end and waited for.
     """
-    start = rank * len(shards) // ranks
-    left = shards[start:] + shards[:start]
+    left = []
+    for shard in shards:
+        if store.missing(shard.keys):
+            left.append(shard)
+        else:
+            yield Harvested(len(shard.keys), made=False)
+    start = rank * len(left) // ranks
+    left = left[start:] + left[:start]
     for wait in (False, True):
         postponed = []
         for shard in left:
@@ -76,12 +82,12 @@ def harvest(
                 if not mine:
                     postponed.append(shard)
                     continue
-                store.refresh()
-                made = bool(store.missing(shard.keys))
+                store.refresh()  # another process may have made it by now
+                made = all(entry.name != shard.name for entry in store.manifest.shards)
                 if made:
                     _make(store, teacher, shard, place)
-                entry = next((e for e in store.manifest.shards if e.name == shard.name), None)
-                yield Harvested(len(shard.keys), entry.rows if entry else 0, entry.bytes if entry else 0, made)
+            entry = next(entry for entry in store.manifest.shards if entry.name == shard.name)
+            yield Harvested(len(shard.keys), made, entry.rows, entry.bytes)
         left = postponed
 
 

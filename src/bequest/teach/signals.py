@@ -45,6 +45,15 @@ class Form(Config):
         scalars = 1 + (1 if self.draws else len(self.temperatures))
         return Codec(self.vocabulary, self.draws, scalars, self.values)
 
+    def require(self, temperature: float) -> None:
+        """Raises ModelError when it does not hold a temperature."""
+        if temperature not in self.temperatures:
+            held = ", ".join(f"{t:g}" for t in self.temperatures)
+            raise ModelError(
+                f"the stored signals ({self.name}) hold temperature {held}, not {temperature:g}; harvest them again with "
+                f"teach.temperatures: [{temperature:g}] into another store, or ask at {held}"
+            )
+
     @property
     def name(self) -> str:
         """topk-32, sampled-50, adaptive topk-32."""
@@ -128,12 +137,7 @@ def signal(found: Entries, form: Form, temperature: float, device: torch.device 
 
     Raises ModelError for a temperature that they do not hold.
     """
-    if temperature not in form.temperatures:
-        held = ", ".join(f"{t:g}" for t in form.temperatures)
-        raise ModelError(
-            f"the stored signals ({form.name}) hold temperature {held}, not {temperature:g}; harvest them again with "
-            f"teach.temperatures: [{temperature:g}] and another store, or ask at {held}"
-        )
+    form.require(temperature)
     sizes_R, most = found.sizes_R, int(found.sizes_R.max(initial=1))
     row_E = np.repeat(np.arange(len(sizes_R)), sizes_R)
     first_R = np.cumsum(sizes_R) - sizes_R

@@ -116,6 +116,11 @@ class Store:
         """Those keys that the store does not hold."""
         return [key for key in keys if self._index.find(key) is None]
 
+    def sample(self, count: int) -> list[bytes]:
+        """Keys of some sequences, spread over the store."""
+        keys = self._index.keys
+        return [key.tobytes() for key in keys[:: max(1, len(keys) // count)][:count]]
+
     def entries(self, key: bytes) -> Entries:
         """What was kept of the sequence with this key.
 
@@ -228,9 +233,9 @@ class _Index:
 
     def __init__(self, shards: Sequence[_Shard]) -> None:
         self.shards = shards
-        self._keys = np.concatenate([np.zeros((0, 16), np.uint8), *(shard.keys for shard in shards)])
+        self.keys = np.concatenate([np.zeros((0, 16), np.uint8), *(shard.keys for shard in shards)])
         self._starts: Ints = np.cumsum([0, *(len(shard.keys) for shard in shards)])
-        heads = self._keys[:, :8].copy().view("<u8")[:, 0]
+        heads = self.keys[:, :8].copy().view("<u8")[:, 0]
         self._order = np.argsort(heads, kind="stable")
         self._heads = heads[self._order]
 
@@ -240,7 +245,7 @@ class _Index:
             if self._heads[at] != head:
                 break
             place = int(self._order[at])
-            if self._keys[place].tobytes() == key:
+            if self.keys[place].tobytes() == key:
                 shard = int(np.searchsorted(self._starts, place, side="right")) - 1
                 return shard, place - int(self._starts[shard])
         return None
