@@ -231,6 +231,13 @@ def test_sure_teachers_leave_a_rest_that_makes_sense(vocabulary):
     assert odds[2] < -30  # 298 ids, none likelier than the second
 
 
+def test_what_is_left_holds_the_target(vocabulary):
+    """The two that came add up to more than one, by a server's rounding, and the target is not among them."""
+    told = np.array([[5, 9]]), np.array([[0.0, -5.0]]), np.array([-6.0]), np.array([7])
+    (odds,) = kept(*told, form(vocabulary, 2)).scalars_RS[:, 1]
+    assert odds == pytest.approx(-6 - np.log1p(np.exp(-5)), abs=1e-6)
+
+
 def test_a_limit_is_named(vllm, model, vocabulary, batch):
     vllm.allowed = 5
     with pytest.raises(ModelError, match=r"127\.0\.0\.1.*8 likeliest.*max allowed: 5.*--max-logprobs 8"):

@@ -56,12 +56,10 @@ def teach(recipe: Recipe) -> dict[str, Store]:
     if where.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     prepared, work = plan(recipe, where)
-    tokenizer, load = saved(prepared.vocabulary.tokenizer), opener(recipe, where.device)
+    tokenizer = saved(prepared.vocabulary.tokenizer)
     found = {}
     for one in work:
-        teacher = _told(
-            one.spec, recipe, Live(partial(load, one.spec), prepared.vocabulary.size, 0, where.autocast), where
-        )
+        teacher = _told(one.spec, recipe, prepared.vocabulary.size, where)
         with ExitStack() as stack:
             stack.callback(teacher.release)
             kept = store.create(Path(one.spec.store), one.manifest, tokenizer)
@@ -74,12 +72,13 @@ def teach(recipe: Recipe) -> dict[str, Store]:
     return found
 
 
-def _told(spec: TeacherModel, recipe: Recipe, live: Live, where: Place) -> Told:
+def _told(spec: TeacherModel, recipe: Recipe, vocabulary: int, where: Place) -> Told:
     """Who answers for a teacher: its server, or the model itself."""
-    if not spec.server:
-        return Here(live, where)
-    outline = build.outline(spec.load, recipe.data.objective, spec.remote_code)
-    return server.connect(spec.server, spec.load, outline, recipe.data.sequence)
+    if spec.server:
+        outline = build.outline(spec.load, recipe.data.objective, spec.remote_code)
+        return server.connect(spec.server, spec.load, outline, recipe.data.sequence)
+    load = opener(recipe, where.device)
+    return Here(Live(partial(load, spec), vocabulary, 0, where.autocast), where)
 
 
 def plan(recipe: Recipe, where: Place) -> tuple[Prepared, list[Harvest]]:
