@@ -127,6 +127,8 @@ class TeacherModel(Config):
     """A folder or a hub id."""
     store: str = ""
     """A folder: `bequest teach` keeps there what the model says, and `bequest train` learns from it, without the model."""
+    server: str = ""
+    """URL of a vLLM server that serves the model of `load`: `bequest teach` asks it and reads no weights."""
     route: dict[str, str] = field(default_factory=dict)
     """Another teacher's name for each source: the texts of a source are taught by its own teacher."""
     ensemble: dict[str, AboveZero] = field(default_factory=dict)
@@ -389,6 +391,24 @@ def _teacher_problems(name: str, teacher: TeacherModel, recipe: Recipe) -> list[
     stores = [Path(t.store).absolute() for n, t in recipe.teachers.items() if t.store and n != name]
     if teacher.store and Path(teacher.store).absolute() in stores:
         found.append(f"{key}.store is another teacher's store, too; give each its own folder")
+    return found + (_server_problems(key, teacher, recipe) if teacher.server else [])
+
+
+def _server_problems(key: str, teacher: TeacherModel, recipe: Recipe) -> list[str]:
+    found, teach = [], recipe.teach
+    if not teacher.server.startswith(("http://", "https://")):
+        found.append(f"{key}.server {teacher.server!r} is no URL; write it like http://localhost:8000")
+    if not (teacher.load and teacher.store):
+        found.append(
+            f"{key}.server needs load, the folder or hub id of the model that it serves, and store, where to keep its answers"
+        )
+    if recipe.data.objective != "causal":
+        found.append(f"{key}.server tells next tokens alone; leave it out, or set data.objective to causal")
+    if teach.kind == "sampled" or any(t != 1 for t in teach.temperatures):
+        found.append(
+            f"{key}.server tells only the likeliest ids at temperature 1; "
+            "set teach.kind to topk and teach.temperatures to [1], or leave the server out"
+        )
     return found
 
 

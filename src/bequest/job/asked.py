@@ -13,7 +13,7 @@ from ..data.pack import Ints
 from ..device import Place
 from ..recipe import Recipe
 from ..teach.harvest import Asked
-from ..teach.store import open_store
+from ..teach.store import Store, open_store
 from ..train.plan import Method, Stage
 from ..types import Answer, Batch, Clock, DataError
 from .prepare import Prepared, inputs, opener
@@ -69,14 +69,18 @@ def questions(recipe: Recipe, prepared: Prepared, method: Method, whole_epochs: 
     return {name: Asking(tuple(sorted(noted[name].temperatures)), found[name]) for name in noted}
 
 
-def require_answers(recipe: Recipe, prepared: Prepared, method: Method) -> None:
-    """Raises BequestError when a store lacks what a run will ask of it: better now than in the middle."""
+def require_answers(recipe: Recipe, prepared: Prepared, method: Method) -> dict[str, Store]:
+    """The stores that a run will ask, by teacher.
+
+    Raises BequestError when one lacks what it will be asked: better now than in the middle.
+    """
+    found: dict[str, Store] = {}
     if not any(spec.store for spec in recipe.teachers.values()):
-        return
+        return found
     for name, asking in questions(recipe, prepared, method).items():
-        if not recipe.teachers[name].store:
+        if not (recipe.teachers[name].store and asking.asked):
             continue
-        store = open_store(Path(recipe.teachers[name].store))
+        found[name] = store = open_store(Path(recipe.teachers[name].store))
         for temperature in asking.temperatures:
             store.manifest.form.require(temperature)
         keys = [key for one in asking.asked for key in one.keys]
@@ -85,6 +89,7 @@ def require_answers(recipe: Recipe, prepared: Prepared, method: Method) -> None:
                 f"the store {store.folder} lacks {len(missing):,} of the {len(keys):,} sequences about which the teacher "
                 f"{name} will be asked; bequest teach RECIPE adds them (teach.sequences: all keeps whole epochs)"
             )
+    return found
 
 
 def _walk(stages: Iterable[Stage], questions: Mapping[str, Questions], whole_epochs: bool) -> dict[str, list[Asked]]:

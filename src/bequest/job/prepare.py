@@ -97,7 +97,8 @@ def prepare(recipe: Recipe) -> Prepared:
     configs = {what: build.config_of(spec.load, spec.remote_code) for what, spec in models.items()}
     for what, spec in models.items():
         build.check_kind(spec.load, configs[what], recipe.data.objective)
-        build.check_weights(spec.load)
+        if not (isinstance(spec, TeacherModel) and spec.server):  # the server has the weights
+            build.check_weights(spec.load)
     vocabulary = find_tokenizer(recipe)
     objective = find_objective(recipe, vocabulary)
     for what, spec in models.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,13 @@ from pathlib import Path
 import torch
 
 from ..data.tokenizer import Vocabulary, saved
-from ..device import place
+from ..device import Place, place
 from ..model import build
 from ..recipe import Recipe, TeacherModel
 from ..report.progress import Harvesting
-from ..teach import store
+from ..teach import server, store
 from ..teach.codec import MOST_IDS
-from ..teach.harvest import Asked, harvest
+from ..teach.harvest import Asked, Here, Told, harvest
 from ..teach.live import Live
 from ..teach.signals import Form
 from ..teach.store import FORMAT, Manifest, Origin, Store
@@ -55,18 +56,29 @@ def teach(recipe: Recipe) -> dict[str, Store]:
     if where.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     prepared, work = plan(recipe)
-    tokenizer, load = saved(prepared.vocabulary.tokenizer), opener(recipe, where.device)
+    tokenizer = saved(prepared.vocabulary.tokenizer)
     found = {}
     for one in work:
-        kept = store.create(Path(one.spec.store), one.manifest, tokenizer)
-        teacher = Live(partial(load, one.spec), prepared.vocabulary.size, 0, where.autocast)
-        with Harvesting(f"{one.name}, {one.manifest.form.name}", sum(len(s.keys) for s in one.shards)) as progress:
-            for done in harvest(kept, teacher, one.shards, where, rank, ranks):
+        teacher = _told(one.spec, recipe, prepared.vocabulary.size, where)
+        with ExitStack() as stack:
+            stack.callback(teacher.release)
+            kept = store.create(Path(one.spec.store), one.manifest, tokenizer)
+            total = sum(len(s.keys) for s in one.shards)
+            progress = stack.enter_context(Harvesting(f"{one.name}, {one.manifest.form.name}", total))
+            for done in harvest(kept, teacher, one.shards, rank, ranks):
                 progress(done, one.manifest.packing.sequence)
-        teacher.release()
         kept.refresh()
         found[one.name] = kept
     return found
+
+
+def _told(spec: TeacherModel, recipe: Recipe, vocabulary: int, where: Place) -> Told:
+    """Who answers for a teacher: its server, or the model itself."""
+    if spec.server:
+        outline = build.outline(spec.load, recipe.data.objective, spec.remote_code)
+        return server.connect(spec.server, spec.load, outline, recipe.data.sequence)
+    load = opener(recipe, where.device)
+    return Here(Live(partial(load, spec), vocabulary, 0, where.autocast), where)
 
 
 def plan(recipe: Recipe) -> tuple[Prepared, list[Harvest]]:
@@ -101,7 +113,7 @@ def _manifest(name: str, recipe: Recipe, prepared: Prepared, asked: tuple[float,
         packing=packing(recipe, find_objective(recipe, vocabulary)),
         form=form_of(name, recipe, vocabulary, asked),
         seed=recipe.teach.seed,
-        precision=recipe.train.precision,
+        precision="server" if spec.server else recipe.train.precision,
         shard_sequences=max(1, recipe.teach.shard_tokens // recipe.data.sequence),
     )
 
@@ -121,6 +133,12 @@ def form_of(name: str, recipe: Recipe, vocabulary: Vocabulary, asked: tuple[floa
         listed = ", ".join(f"{t:g}" for t in temperatures)
         raise RecipeError(
             f"the method asks the teacher {name} at temperatures {listed}, but draws are bound to one; use teach.kind topk"
+        )
+    if recipe.teachers[name].server and temperatures != (1.0,):
+        listed = ", ".join(f"{t:g}" for t in temperatures)
+        raise RecipeError(
+            f"the method asks the teacher {name} at temperature {listed}, but a server answers at 1 alone; "
+            f"let the method ask at 1, or leave out teachers.{name}.server"
         )
     limit = teach.keep if teach.keep is not None else {"topk": 32, "sampled": 0}[teach.kind]
     return Form(

@@ -26,7 +26,6 @@ from ..report.card import card
 from ..report.metrics import Metrics
 from ..report.progress import Training, console
 from ..report.record import LINEAGE, STORES, read, remember
-from ..teach.store import open_store
 from ..train import checkpoint
 from ..train.plan import Method, Stage
 from ..train.run import Settings, StageEnded, State, Stepped, run
@@ -62,7 +61,7 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
     prepared = prepare(recipe)
     for warning in prepared.warnings:
         console().print(f"warning: {warning}", soft_wrap=True)
-    require_answers(recipe, prepared, method)
+    stores = {name: describe(store) for name, store in require_answers(recipe, prepared, method).items()}
     load = opener(recipe, where.device)
     stages = tuple(method.plan(inputs(recipe, prepared, where, out, load)))
     state = _state(recipe, prepared, out)
@@ -82,7 +81,6 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
     remember(out)
     (out / "summary.json").unlink(missing_ok=True)
     replace_text(out / LINEAGE, json.dumps(writer.lineage, indent=1))
-    stores = {name: describe(open_store(Path(t.store))) for name, t in recipe.teachers.items() if t.store}
     replace_text(out / STORES, json.dumps(stores, indent=1))
     _run(recipe, prepared, stages, state, settings, out, writer)
     return _finish(recipe, prepared, state, writer, where, out)

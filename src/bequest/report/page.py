@@ -101,7 +101,8 @@ def _savings(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _inherits(record: Record) -> bool:
-    return any(member.get("as") == "teacher" for member in record.lineage.get("predecessors", ()))
+    assert record.summary is not None
+    return bool(record.summary["teacher_flops"] or record.stores)
 
 
 def _summary(records: Sequence[Record]) -> str:

@@ -1,4 +1,4 @@
-"""Ask a live teacher about sequences once and keep what it says in a store.
+"""Ask a teacher about sequences once and keep what it says in a store.
 
 A shard is a fixed list of sequences and is computed in forward batches of a fixed composition, so that any number of
 processes, interrupted as often as one likes, makes the same bytes.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from ..model.tiled import rows_at_once
 from ..types import Batch
 from .codec import Entries
 from .live import Live
-from .signals import entries, joined, split
+from .signals import Form, entries, joined, split
 from .store import Store
 
 FORWARD_TOKENS = 8192
@@ -60,9 +61,23 @@ class Harvested:
     bytes: int = 0
 
 
-def harvest(
-    store: Store, teacher: Live, shards: list[Asked], place: Place, rank: int, ranks: int
-) -> Iterator[Harvested]:
+class Told(Protocol):
+    """A teacher that can be harvested, wherever it runs."""
+
+    def ask(self, batch: Batch, form: Form, seed: int) -> Entries:
+        """What it says about all rows of a batch; `seed` is that of the draws."""
+        ...
+
+    def flops(self, batch: Batch) -> float:
+        """Floating-point operations of one answer."""
+        ...
+
+    def release(self) -> None:
+        """Let go of what asking needed."""
+        ...
+
+
+def harvest(store: Store, teacher: Told, shards: list[Asked], rank: int, ranks: int) -> Iterator[Harvested]:
     """Make the shards that are missing; yields one after another, and ends when all of them are there.
 
     Each of several processes begins at another place. What another process works on is left for the end and waited for.
@@ -85,13 +100,13 @@ def harvest(
                 store.refresh()  # another process may have made it by now
                 made = all(entry.name != shard.name for entry in store.manifest.shards)
                 if made:
-                    _make(store, teacher, shard, place)
+                    _make(store, teacher, shard)
             entry = next(entry for entry in store.manifest.shards if entry.name == shard.name)
             yield Harvested(len(shard.keys), made, entry.rows, entry.bytes)
         left = postponed
 
 
-def _make(store: Store, teacher: Live, shard: Asked, place: Place) -> None:
+def _make(store: Store, teacher: Told, shard: Asked) -> None:
     """Ask about a shard's sequences and commit it. Blocks are encoded in a thread while the teacher goes on."""
     form, size = store.manifest.form, max(1, FORWARD_TOKENS // store.manifest.packing.sequence)
     answers: list[Future[list[bytes]]] = []
@@ -101,7 +116,7 @@ def _make(store: Store, teacher: Live, shard: Asked, place: Place) -> None:
         for part in shard.shards(size):
             batch = part.batches.of(part.places)
             lengths = np.bincount(batch.rows.index_N // batch.tokens_BT.shape[1], minlength=len(part.keys)).tolist()
-            found = ask(teacher, batch, store, place)
+            found = teacher.ask(batch, form, store.manifest.seed)
             answers.append(encoder.submit(_encode, found, lengths, form.codec.encode))
             rows += lengths
             counts["flops"] += teacher.flops(batch)
@@ -123,20 +138,35 @@ def _counts(found: Entries, draws: int) -> dict[str, float]:
     return {"kept": len(found.ids_E), "rest": rest, "nats": -float(found.scalars_RS[:, 0].sum(dtype=np.float64))}
 
 
-@torch.no_grad()
-def ask(teacher: Live, batch: Batch, store: Store, place: Place) -> Entries:
-    """What a live teacher says about all rows of a batch, in the store's form."""
-    form = store.manifest.form
-    uniform_Nn = _uniform(batch, form.draws, store.manifest.seed)
-    batch = batch.to(place.device)
-    with place.autocast():
-        features_ND = teacher.model(batch)
-        found, size = [], rows_at_once(form.vocabulary, place.device)
-        for first in range(0, len(features_ND), size):
-            rows = slice(first, first + size)
-            drawn = None if uniform_Nn is None else uniform_Nn[rows].to(place.device)
-            found.append(entries(teacher.head.logits(features_ND[rows]), batch.rows.target_N[rows], form, drawn))
-    return joined(found)
+@dataclass(frozen=True)
+class Here:
+    """A live teacher on this machine."""
+
+    teacher: Live
+    place: Place
+
+    @torch.no_grad()
+    def ask(self, batch: Batch, form: Form, seed: int) -> Entries:
+        """One forward pass, its head a chunk of rows at a time."""
+        uniform_Nn = _uniform(batch, form.draws, seed)
+        batch = batch.to(self.place.device)
+        with self.place.autocast():
+            features_ND = self.teacher.model(batch)
+            found, size = [], rows_at_once(form.vocabulary, self.place.device)
+            for first in range(0, len(features_ND), size):
+                rows = slice(first, first + size)
+                drawn = None if uniform_Nn is None else uniform_Nn[rows].to(self.place.device)
+                logits_CV = self.teacher.head.logits(features_ND[rows])
+                found.append(entries(logits_CV, batch.rows.target_N[rows], form, drawn))
+        return joined(found)
+
+    def flops(self, batch: Batch) -> float:
+        """One forward pass."""
+        return self.teacher.flops(batch)
+
+    def release(self) -> None:
+        """The model leaves memory."""
+        self.teacher.release()
 
 
 def _uniform(batch: Batch, draws: int, seed: int) -> Tensor | None:
