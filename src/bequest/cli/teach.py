@@ -55,9 +55,8 @@ def _show(title: str, found: Mapping[str, Any]) -> None:
     print(f"  signal     {found['form']} at temperature {temperatures}; {found['objective']}")
     print(f"  text       {found['sequences']:,} sequences of {found['sequence']} positions, {found['rows']:,} rows")
     print(f"  disk       {found['bytes_per_row']:.1f} bytes per row, {found['shards']:,} shards")
-    print(
-        f"  kept       {found['kept_per_row']:.1f} ids per row; mass of the rest {found['rest']:.3f} at temperature {found['temperatures'][0]:g}"
-    )
+    rest = f"mass of the rest {found['rest']:.3f} at temperature {found['temperatures'][0]:g}"
+    print(f"  kept       {found['kept_per_row']:.1f} ids per row; {rest}")
     print(f"  the teacher's own loss on it: {found['teacher_loss']:.4f}; harvested for {found['flops']:.4g} FLOPs")
     print("  ids kept   rows (of a sample)")
     edges, most = found["kept_from"], max([1, *found["kept_rows"]])
