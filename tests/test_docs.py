@@ -60,7 +60,7 @@ def lines(page: Path) -> list[str]:
 def small(words: list[str]) -> list[str]:
     """A command with what makes it quick."""
     match words[0]:
-        case "train" | "check" if len(words) > 1 and words[1].endswith(".yaml"):
+        case "train" | "check" | "teach" if len(words) > 1 and words[1].endswith(".yaml"):
             assignments = tuple(word for word in words[2:] if re.match(r"[\w.]+=", word))
             found, mistakes = recipe.examine(Path(words[1]), assignments)
             return words if found is None or mistakes else [*words, *_sizes(found)]
