@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.batches import Batches
 from ..data.pack import Ints
 from ..device import Place
-from ..model.tiled import rows_at_once
+from ..model.tiled import rows_at_once, rows_in_cache
 from ..types import Batch
 from .codec import Entries
 from .live import Live
@@ -125,11 +125,15 @@ def ask(teacher: Live, batch: Batch, store: Store, place: Place) -> Entries:
     batch = batch.to(place.device)
     with place.autocast():
         features_ND = teacher.model(batch)
-        found, size = [], rows_at_once(form.vocabulary, place.device)
+        found = []
+        size, near = rows_at_once(form.vocabulary, place.device), rows_in_cache(form.vocabulary, place.device)
         for first in range(0, len(features_ND), size):
             rows = slice(first, first + size)
-            drawn = None if uniform_Nn is None else uniform_Nn[rows].to(place.device)
-            found.append(entries(teacher.head.logits(features_ND[rows]), batch.rows.target_N[rows], form, drawn))
+            logits_CV, target_C = teacher.head.logits(features_ND[rows]), batch.rows.target_N[rows]
+            drawn_Cn = None if uniform_Nn is None else uniform_Nn[rows].to(place.device)
+            for some in (slice(n, n + near) for n in range(0, len(logits_CV), near)):
+                uniform = None if drawn_Cn is None else drawn_Cn[some]
+                found.append(entries(logits_CV[some], target_C[some], form, uniform))
     return joined(found)
 
 
