@@ -22,7 +22,7 @@ from ..model.tiled import rows_at_once, rows_in_cache
 from ..types import Batch
 from .codec import Entries
 from .live import Live
-from .signals import entries, joined, split
+from .signals import Form, entries, joined, split
 from .store import Store
 
 FORWARD_TOKENS = 8192
@@ -125,16 +125,20 @@ def ask(teacher: Live, batch: Batch, store: Store, place: Place) -> Entries:
     batch = batch.to(place.device)
     with place.autocast():
         features_ND = teacher.model(batch)
-        found = []
+        found: list[Entries] = []
         size, near = rows_at_once(form.vocabulary, place.device), rows_in_cache(form.vocabulary, place.device)
         for first in range(0, len(features_ND), size):
             rows = slice(first, first + size)
-            logits_CV, target_C = teacher.head.logits(features_ND[rows]), batch.rows.target_N[rows]
-            drawn_Cn = None if uniform_Nn is None else uniform_Nn[rows].to(place.device)
-            for some in (slice(n, n + near) for n in range(0, len(logits_CV), near)):
-                uniform = None if drawn_Cn is None else drawn_Cn[some]
-                found.append(entries(logits_CV[some], target_C[some], form, uniform))
+            drawn = None if uniform_Nn is None else uniform_Nn[rows].to(place.device)
+            # A call's own: the next chunk gets the same pages.
+            found += _entries(teacher.head.logits(features_ND[rows]), batch.rows.target_N[rows], form, drawn, near)
     return joined(found)
+
+
+def _entries(logits_CV: Tensor, target_C: Tensor, form: Form, uniform_Cn: Tensor | None, near: int) -> list[Entries]:
+    pieces = (slice(first, first + near) for first in range(0, len(logits_CV), near))
+    uniform = lambda some: None if uniform_Cn is None else uniform_Cn[some]
+    return [entries(logits_CV[some], target_C[some], form, uniform(some)) for some in pieces]
 
 
 def _uniform(batch: Batch, draws: int, seed: int) -> Tensor | None:
