@@ -63,7 +63,7 @@ SHARED = Path("../shared/data")
 TEXTS = {"stories260K": SHARED / "corpora/books.valid.jsonl.gz", "gpt2": SHARED / "corpora/wiki.valid.jsonl.gz"}
 """Not what a teacher was trained on, but nearest to it."""
 TEACHERS = {"stories260K": SHARED / "models/stories260K", "gpt2": Path("runs/signals-teacher-gpt2/checkpoint")}
-TOKENS = {"stories260K": 65_536, "gpt2": 16_384}
+TOKENS = {"stories260K": 32_768, "gpt2": 16_384}
 VARIANTS = {
     "sampled-50": ["teach.draws=50"],
     "sampled-12": ["teach.draws=12"],
