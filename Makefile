@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs bench clean
+.PHONY: setup demo test lint docs bench bench-signals clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,9 @@ docs: setup
 
 bench: setup
 	bench/wiki.sh
+
+bench-signals: setup
+	OMP_NUM_THREADS=1 $(RUN)/python bench/signals.py
 
 clean:
 	rm -rf $(VENV) runs docs/_build

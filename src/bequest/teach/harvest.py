@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data.batches import Batches
 from ..data.pack import Ints
 from ..device import Place
-from ..model.tiled import rows_at_once
+from ..model.tiled import rows_at_once, rows_in_cache
 from ..types import Batch
 from .codec import Entries
 from .live import Live
@@ -152,12 +152,15 @@ class Here:
         batch = batch.to(self.place.device)
         with self.place.autocast():
             features_ND = self.teacher.model(batch)
-            found, size = [], rows_at_once(form.vocabulary, self.place.device)
+            found: list[Entries] = []
+            size, near = (f(form.vocabulary, self.place.device) for f in (rows_at_once, rows_in_cache))
             for first in range(0, len(features_ND), size):
                 rows = slice(first, first + size)
                 drawn = None if uniform_Nn is None else uniform_Nn[rows].to(self.place.device)
-                logits_CV = self.teacher.head.logits(features_ND[rows])
-                found.append(entries(logits_CV, batch.rows.target_N[rows], form, drawn))
+                # A call's own: the next chunk gets the same pages.
+                found += _entries(
+                    self.teacher.head.logits(features_ND[rows]), batch.rows.target_N[rows], form, drawn, near
+                )
         return joined(found)
 
     def flops(self, batch: Batch) -> float:
@@ -167,6 +170,15 @@ class Here:
     def release(self) -> None:
         """The model leaves memory."""
         self.teacher.release()
+
+
+def _entries(logits_CV: Tensor, target_C: Tensor, form: Form, uniform_Cn: Tensor | None, near: int) -> list[Entries]:
+    found = []
+    for first in range(0, len(logits_CV), near):
+        some = slice(first, first + near)
+        drawn = None if uniform_Cn is None else uniform_Cn[some]
+        found.append(entries(logits_CV[some], target_C[some], form, drawn))
+    return found
 
 
 def _uniform(batch: Batch, draws: int, seed: int) -> Tensor | None:

@@ -63,7 +63,7 @@ class Form(Config):
 
 @dataclass(frozen=True)
 class _Ragged:
-    """Kept ids of C rows on their device: a grid and which of its places hold one."""
+    """Kept ids of C rows on their device: a grid and which of its places hold one; draws come in ascending order."""
 
     ids_CK: Tensor
     values_CK: Tensor
@@ -76,10 +76,17 @@ def entries(logits_CV: Tensor, target_C: Tensor, form: Form, uniform_Cn: Tensor 
     found = (
         _likeliest(logits_CV, target_C, form) if uniform_Cn is None else _drawn(logits_CV, target_C, form, uniform_Cn)
     )
-    order = torch.where(found.kept_CK, found.ids_CK, form.vocabulary).argsort(dim=-1, stable=True)
-    kept = found.kept_CK.gather(1, order)
-    ids_E, values_E = (grid.gather(1, order)[kept].cpu().numpy() for grid in (found.ids_CK, found.values_CK))
-    return Entries(kept.sum(-1).cpu().numpy(), ids_E, values_E.astype(np.float32), found.scalars_CS.cpu().numpy())
+    if uniform_Cn is None:
+        ids_CK, order = found.ids_CK.sort(-1)
+        found = _Ragged(ids_CK, found.values_CK.gather(1, order), found.kept_CK.gather(1, order), found.scalars_CS)
+    ids_E, values_E = (grid[found.kept_CK].cpu().numpy() for grid in (found.ids_CK, found.values_CK))
+    sizes_C = found.kept_CK.sum(-1).cpu().numpy()
+    return Entries(sizes_C, ids_E, values_E.astype(np.float32), found.scalars_CS.cpu().numpy())
+
+
+def _masses(logits_CV: Tensor, temperature: float) -> Tensor:
+    """Each id's probability. Softmax is one pass, half the time of differences and their exponentials."""
+    return (logits_CV if temperature == 1.0 else logits_CV / temperature).softmax(-1)
 
 
 def _likeliest(logits_CV: Tensor, target_C: Tensor, form: Form) -> _Ragged:
@@ -87,13 +94,13 @@ def _likeliest(logits_CV: Tensor, target_C: Tensor, form: Form) -> _Ragged:
     peak_C1 = top_CK[:, :1]
     kept_CK, normaliser_C, odds = torch.ones_like(ids_CK, dtype=torch.bool), peak_C1[:, 0], []
     for temperature in dict.fromkeys((1.0, *form.temperatures)):
-        mass_CV = ((logits_CV - peak_C1) / temperature).exp_()
+        mass_CV = _masses(logits_CV, temperature)
         mass_CK = mass_CV.gather(1, ids_CK)
         # Summed over what is left, not 1 - sum(kept): the difference would be rounding once the teacher is sure.
         rest_C = mass_CV.scatter_(1, ids_CK, 0.0).sum(-1)
         if temperature == 1.0:
             total_C = mass_CK.sum(-1) + rest_C
-            normaliser_C = peak_C1[:, 0] + total_C.log()
+            normaliser_C = peak_C1[:, 0] - mass_CK[:, 0].log()
             # An id stays while those before it fall short of top_p.
             kept_CK = mass_CK.cumsum(-1) - mass_CK < form.top_p * total_C[:, None] if form.top_p < 1 else kept_CK
         if temperature in form.temperatures:
@@ -115,13 +122,11 @@ def _drawn(logits_CV: Tensor, target_C: Tensor, form: Form, uniform_Cn: Tensor) 
         entropy_C = -torch.special.xlogy(score_CK.exp(), score_CK.exp()).sum(-1)
         normaliser_C = logits_CV.logsumexp(-1)
     else:
-        score_CV = (logits_CV - logits_CV.amax(-1, keepdim=True)) / temperature
-        mass_CV = score_CV.exp()
-        total_C = mass_CV.sum(-1)
-        entropy_C = total_C.log() - torch.linalg.vecdot(mass_CV, score_CV) / total_C
+        mass_CV, peak_C = _masses(logits_CV, temperature), logits_CV.amax(-1)
+        tempered_C = peak_C / temperature - mass_CV.amax(-1).log()  # log of the sum over all ids
         drawn_Cn = draw(mass_CV, uniform_Cn)
-        same = temperature == 1.0
-        normaliser_C = logits_CV.amax(-1) + total_C.log() if same else logits_CV.logsumexp(-1)
+        entropy_C = tempered_C - mass_CV.mul_(logits_CV).sum(-1) / temperature
+        normaliser_C = tempered_C if temperature == 1.0 else logits_CV.logsumexp(-1)
     ids_Cn = drawn_Cn.sort(-1).values
     last_Cn = torch.ones_like(ids_Cn, dtype=torch.bool)
     last_Cn[:, :-1] = ids_Cn[:, 1:] != ids_Cn[:, :-1]  # where the run of an id ends
