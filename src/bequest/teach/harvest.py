@@ -126,7 +126,7 @@ def ask(teacher: Live, batch: Batch, store: Store, place: Place) -> Entries:
     with place.autocast():
         features_ND = teacher.model(batch)
         found, size = [], rows_at_once(form.vocabulary, place.device)
-        for first in range(0, len(features_ND), size):
+        for first in range(0, max(1, len(features_ND)), size):  # a window may have no row
             rows = slice(first, first + size)
             drawn = None if uniform_Nn is None else uniform_Nn[rows].to(place.device)
             found.append(entries(teacher.head.logits(features_ND[rows]), batch.rows.target_N[rows], form, drawn))
