@@ -55,6 +55,10 @@ def teach(recipe: Recipe) -> dict[str, Store]:
     if where.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     prepared, work = plan(recipe, where)
+    if not work:
+        raise RecipeError(
+            f"the method {recipe.method['name']} asks no teacher that has a store; nothing is to be harvested"
+        )
     tokenizer, load = saved(prepared.vocabulary.tokenizer), opener(recipe, where.device)
     found = {}
     for one in work:
