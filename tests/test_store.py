@@ -164,9 +164,10 @@ def little(folder: Path) -> dict:
 def test_other_seeds_batches_and_epochs_find_every_key(world, tmp_path, objective, more):
     text = {**little(tmp_path), **more}
     count = prepare(world.recipe(KI, objective, **SMALL, **text)).batches.count
-    tokens = 32 * 4 * -(-2 * count // 4)
+    tokens = 128 * (2 * count // 4)
     changes = {**text, "train__tokens": tokens}
-    harvest(world, tmp_path / "store", objective, teach={**TOPK, "sequences": "all"}, **changes)
+    shorter = {**KI, "until": 0.6}  # ends in the second epoch, which is kept whole
+    harvest(world, tmp_path / "store", objective, shorter, teach={**TOPK, "sequences": "all"}, **changes)
     for seed, size in ((0, 128), (5, 32), (6, 256)):
         learn(
             world, tmp_path / str(seed), tmp_path / "store", objective, seed=seed, train__batch_tokens=size, **changes
@@ -204,12 +205,20 @@ def test_every_sequence_is_kept_once(kept):
 # Many writers, and kills.
 
 
-def forked(recipe, rank: int = 0, ranks: int = 1) -> int:
-    """A process that harvests; it has everything imported already."""
+def forked(recipe, rank: int = 0, ranks: int = 1, syncs: float = math.inf) -> int:
+    """A process that harvests; it has everything imported already. It kills itself at its so-manieth fsync."""
     pid = os.fork()
     if pid == 0:
-        code = 1
+        code, original, done = 1, os.fsync, []
+
+        def fsync(handle: int) -> None:
+            done.append(handle)
+            if len(done) >= syncs:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(handle)
+
         try:
+            os.fsync = fsync
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks)}
             teach(recipe)
             code = 0
@@ -240,7 +249,9 @@ def test_killed_twenty_times_then_the_same_bytes(world, tmp_path):
     recipe = world.recipe(KI, **changes, teachers__teacher=spec(world, tmp_path / "killed"))
     teach(world.recipe(KI, **changes, teachers__teacher=spec(world, tmp_path / "whole")))
     whole, folder, rng, kills = content(tmp_path / "whole"), tmp_path / "killed", random.Random(0), 0
-    for attempt in range(20):
+    for syncs in range(1, 11):  # before and after each file takes its name
+        kills += ended(forked(recipe, syncs=syncs)) == -signal.SIGKILL
+    for attempt in range(10):
         seen = set(content_names(folder))
         pid, until = forked(recipe), time.monotonic() + 20
         while attempt and set(content_names(folder)) <= seen and time.monotonic() < until:
