@@ -15,7 +15,7 @@ from pathlib import Path
 import laws
 import pytest
 import torch
-from conftest import World, losses, make_model, make_vocabulary, sentences, write_jsonl
+from conftest import World, losses, make_model, make_vocabulary, same_bits, sentences, weights, write_jsonl
 from test_cli import run_main
 
 from bequest import config
@@ -31,7 +31,7 @@ from bequest.teach.live import Live
 from bequest.teach.signals import Form
 from bequest.teach.store import open_store
 from bequest.teach.stored import Stored
-from bequest.types import DataError, FolderError, ModelError, Rows
+from bequest.types import DataError, FolderError, ModelError, RecipeError, Rows
 
 KI = {"name": "ki", "until": 1.0}
 SMALL = {"train__tokens": 512, "train__save_every_tokens": 0}
@@ -200,6 +200,35 @@ def test_every_sequence_is_kept_once(kept):
     keys = [bytes(key) for shard in store._index.shards for key in shard.keys]
     assert len(keys) == len(set(keys)) == store.manifest.total("sequences") == 16
     store.verify()
+
+
+@pytest.mark.parametrize("control", ["renormalise", "shuffle", "uniform"])
+def test_controls_over_a_store(world, tmp_path, kept, control):
+    plain = learn(world, tmp_path / "plain", kept)
+    placebo = learn(world, tmp_path / "run", kept, teachers__teacher={"store": str(kept), "control": control})
+    assert placebo["valid"] != plain["valid"]
+
+
+def test_comparing_needs_the_model_beside_its_store(world, tmp_path):
+    method, folder = {**KI, "compare_every": 0.25}, tmp_path / "store"
+    harvest(world, folder, method=method)
+    with pytest.raises(RecipeError, match=r"give teachers\.teacher\.load, too"):
+        learn(world, tmp_path / "alone", folder, method=method)
+    assert learn(world, tmp_path / "both", folder, method=method, teachers__teacher=spec(world, folder))["valid"]
+
+
+def test_a_run_is_extended_with_its_store(world, tmp_path, copy):
+    """More shards are no other store."""
+    method = {"name": "ki", "shape": "constant", "start": 0.5}
+    constant = {"method": method, "train__schedule": {"name": "constant", "warmup": 0.0}}
+    harvest(world, copy, method=method)
+    learn(world, tmp_path / "run", copy, **constant)
+    with pytest.raises(DataError, match="lacks"):
+        learn(world, tmp_path / "run", copy, **constant, train__tokens=1024)
+    harvest(world, copy, method=method, train__tokens=1024)
+    learn(world, tmp_path / "run", copy, **constant, train__tokens=1024)
+    learn(world, tmp_path / "whole", copy, **constant, train__tokens=1024)
+    assert same_bits(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
 # Many writers, and kills.
