@@ -26,7 +26,7 @@ def largest(logits_CV: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         found = logits_CV.topk(keep, dim=-1)
         return found.values, found.indices
     whole = vocabulary // block * block
-    maxima = logits_CV[:, :whole].unflatten(1, (whole // block, block)).amax(-1)
+    maxima = logits_CV[:, :whole].view(len(logits_CV), whole // block, block).amax(-1)
     ids = maxima.topk(keep, dim=-1).indices[..., None] * block + torch.arange(block, device=logits_CV.device)
     remaining = torch.arange(whole, vocabulary, device=logits_CV.device).expand(len(logits_CV), -1)
     ids = torch.cat([ids.flatten(1), remaining], 1)
@@ -38,7 +38,7 @@ def draw(mass_CV: Tensor, uniform_Cn: Tensor) -> Tensor:
     """Ids drawn with probabilities in proportion to `mass_CV`, one for each uniform number (0 to 1, float64)."""
     vocabulary = mass_CV.shape[1]
     padded_CV = torch.nn.functional.pad(mass_CV, (0, -vocabulary % BLOCK)) if vocabulary % BLOCK else mass_CV
-    blocks = padded_CV.unflatten(1, (padded_CV.shape[1] // BLOCK, BLOCK))
+    blocks = padded_CV.view(len(mass_CV), padded_CV.shape[1] // BLOCK, BLOCK)
     ends = blocks.sum(-1, dtype=torch.float32).double().cumsum(-1)
     wanted_Cn = uniform_Cn * ends[:, -1:]
     block_Cn = torch.searchsorted(ends, wanted_Cn, right=True).clamp_max(ends.shape[1] - 1)
