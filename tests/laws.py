@@ -4,19 +4,23 @@
 """
 
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from conftest import World, losses, same_bits, weights
 
 from bequest.job import train as jobs
 from bequest.loss import terms
+from bequest.loss.combine import distil, weighted
 from bequest.loss.project import project
 from bequest.model.language import Head, LanguageModel
 from bequest.report import metrics
 from bequest.teach.live import Live
-from bequest.types import Chunk, Clock, Signal, Stopped
+from bequest.types import Chunk, Clock, Signal, Stopped, Teacher
 
 
 def same_seed_same_bits(world: World, tmp: Path, method: dict, objective: str, **changes) -> None:
@@ -101,12 +105,12 @@ def one_student_forward_per_step(world: World, tmp: Path, method: dict, objectiv
     assert calls["train"] == 1536 // 128
 
 
-def micro_batches_change_nothing(world: World, tmp: Path, method: dict, objective: str) -> None:
+def micro_batches_change_nothing(world: World, tmp: Path, method: dict, objective: str, **more) -> None:
     """First-step loss and gradient norm, equal to fp32 rounding whatever the split."""
-    changes = {"train__tokens": 128, "train__save_every_tokens": 0}
+    changes = {**more, "train__tokens": 128, "train__save_every_tokens": 0}
     found = []
     for size in (128, 64, 32):
-        world.run(tmp / str(size), method, objective, train__micro_batch_tokens=size, **changes)
+        world.run(tmp / str(size), method, objective, **{**changes, "train__micro_batch_tokens": size})
         line = metrics.read(tmp / str(size) / "metrics.jsonl")[0]
         found.append((line["loss"], line["norm"]))
     for loss, norm in found[1:]:
@@ -201,10 +205,61 @@ def shifted_teacher_is_worse(world: World, roll: int = 1) -> None:
     assert nll(aligned) < nll(aligned.roll(roll, 0)) - 0.1
 
 
-def world_student(world: World) -> LanguageModel:
+def world_student(world: World, objective: str = "causal") -> LanguageModel:
     """A model that has learned a little of the world's text."""
     from bequest.model import build
 
-    out = world.folder / "learned"
-    world.run(out, {"name": "plain"}, train__tokens=8192, train__save_every_tokens=0)
-    return build.load(str(out / "checkpoint"), "causal")
+    return build.load(learned(world, objective), objective)
+
+
+def learned(world: World, objective: str) -> str:
+    """Its folder."""
+    out = world.folder / f"learned-{objective}"
+    world.run(out, {"name": "plain"}, objective, train__tokens=8192, train__save_every_tokens=0)
+    return str(out / "checkpoint")
+
+
+def stored_equals_live(world: World, tmp: Path, objective: str, keep: int, change=lambda signal: signal) -> None:
+    """Loss and gradient at equal weights are those with the live teacher, for any batch in any order and at both temperatures."""
+    from bequest.job.prepare import new_student, prepare
+    from bequest.job.teach import teach
+    from bequest.teach.stored import Stored
+
+    path, method = learned(world, objective), {"name": "ki", "until": 1.0}
+    kept = {"kind": "topk", "keep": keep, "values": "fp32", "temperatures": [1.0, 2.0], "shard_tokens": 320}
+    spec = {"load": path, "store": str(tmp / f"store-{objective}-{keep}")}
+    recipe = world.recipe(method, objective, teachers__teacher=spec, teach=kept, train__tokens=512)
+    store = teach(recipe)["teacher"]
+    batches, vocabulary = prepare(recipe).batches, world.vocabulary[objective]
+    teachers = Live(lambda: world_student(world, objective), vocabulary.size, keep, nullcontext), Stored(lambda: store)
+    student = new_student(recipe, vocabulary).eval()
+    for places, temperature in (((3, 0, 2, 1), 1.0), ((7,), 1.0), ((12, 4, 9), 2.0)):
+        batch = batches.of(np.array(places))
+        teachers[1].prepare(batch, temperature)
+        live, stored = (loss_and_gradient(student, batch, t, temperature) for t in teachers)
+        split = [loss_and_gradient(student, m, Changed(teachers[1], change), temperature) for m in batch.micro(1)]
+        for found in (stored, [sum(parts) for parts in zip(*split, strict=True)]):
+            for a, b in zip(live, found, strict=True):
+                assert torch.allclose(a, b, rtol=1e-4, atol=1e-5), (a - b).abs().max()
+
+
+@dataclass
+class Changed:
+    """A teacher whose signals are changed."""
+
+    teacher: Teacher
+    change: Callable[[Signal], Signal]
+
+    def __call__(self, batch, temperature):
+        return self.change(self.teacher(batch, temperature)[slice(None)])
+
+    def flops(self, batch):
+        return 0.0
+
+
+def loss_and_gradient(student: LanguageModel, batch, teacher: Teacher, temperature: float) -> list[torch.Tensor]:
+    """Of what a step asks of a student: the divergence from a teacher, and its gradient in every weight."""
+    total = weighted((1.0, distil(teacher, temperature)))(student, batch, Clock(0, 2)).total
+    weights = [p for p in student.parameters() if p.requires_grad]
+    slopes = torch.autograd.grad(total, weights, allow_unused=True)
+    return [total.detach(), *(s for s in slopes if s is not None)]

@@ -73,3 +73,21 @@ def test_fused_equals_unfused():
 
 def test_shifted_teacher_is_worse(world):
     laws.shifted_teacher_is_worse(world)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("keep", [0, 6])
+def test_stored_equals_live(world, tmp_path, objective, keep):
+    laws.stored_equals_live(world, tmp_path, objective, keep)
+
+
+@pytest.mark.parametrize("kind", ["topk", "sampled"])
+def test_stop_and_resume_with_a_store(world, tmp_path, kind):
+    from bequest.job.teach import teach
+
+    changes = {"teachers__teacher": {"load": world.teacher["causal"], "store": str(tmp_path / "store")}}
+    changes |= {"teach": {"kind": kind}, "train__micro_batch_tokens": 64}
+    method = {"name": "ki", "until": 0.7}
+    teach(world.recipe(method, **changes))
+    laws.stop_and_resume_same_bits(world, tmp_path, method, "causal", (2, 8), **changes, student__dropout=0.1)
+    laws.micro_batches_change_nothing(world, tmp_path, method, "causal", **changes)

@@ -96,6 +96,27 @@ def test_zero_gradient_notices_a_dropped_rest():
         laws.equal_teacher_gives_no_gradient(without_rest)
 
 
+def test_stored_notices_a_dropped_rest(world, tmp_path):
+    with pytest.raises(AssertionError):
+        laws.stored_equals_live(world, tmp_path, "causal", 6, without_rest)
+
+
+def test_stored_notices_another_sequences_answer(world, tmp_path, monkeypatch):
+    """Every key finds the answer of the one beside it."""
+    from bequest.teach.store import Store
+
+    original = Store.commit
+    monkeypatch.setattr(
+        Store,
+        "commit",
+        lambda self, name, keys, rows, *rest, **counts: original(
+            self, name, (*keys[1:], keys[0]), rows, *rest, **counts
+        ),
+    )
+    with pytest.raises((AssertionError, IndexError, RuntimeError)):
+        laws.stored_equals_live(world, tmp_path, "causal", 6)
+
+
 def test_fused_notices_a_forgotten_chunk(monkeypatch):
     original = project._accumulate
     monkeypatch.setattr(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import recipe as recipes
-from ..types import RecipeError
 
 
 def command(path: Path, overrides: tuple[str, ...]) -> None:
@@ -18,8 +17,6 @@ def command(path: Path, overrides: tuple[str, ...]) -> None:
 
     with recipes.named(path):
         found = teach(recipe)
-    if not found:
-        raise RecipeError(f"{path}: the method asks no teacher that has a store; there is nothing to harvest")
     for name, store in found.items():
         _show(f"{name}: {store.folder}", describe(store))
 

@@ -38,8 +38,11 @@ def opened(spec: TeacherModel, recipe: Recipe, vocabulary: Vocabulary, objective
 
 
 def tokenizer_of(spec: TeacherModel) -> str:
-    """Where a teacher's tokenizer is: with its model, or in its store."""
-    return spec.load or (str(Path(spec.store) / "tokenizer") if spec.store else "")
+    """Where a teacher's tokenizer is: with its model, or in its store.
+
+    Raises FolderError when that store is not there.
+    """
+    return spec.load or (str(store.open_store(Path(spec.store)).folder / "tokenizer") if spec.store else "")
 
 
 def weights_identity(path: str) -> str:

@@ -56,6 +56,10 @@ def teach(recipe: Recipe) -> dict[str, Store]:
     if where.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     prepared, work = plan(recipe)
+    if not work:
+        raise RecipeError(
+            f"the method {recipe.method['name']} asks no teacher that has a store; nothing is to be harvested"
+        )
     tokenizer = saved(prepared.vocabulary.tokenizer)
     found = {}
     for one in work:

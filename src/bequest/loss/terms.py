@@ -39,13 +39,14 @@ def _dense(logits_CV: Tensor, signal: Signal) -> Tensor:
 def _kept(logits_CV: Tensor, signal: Signal, ids_CK: Tensor) -> Tensor:
     kept_CK = logits_CV.gather(-1, ids_CK)
     p_CK = signal.logp_NK.exp()
-    if signal.logrest_N is None or ids_CK.shape[1] == logits_CV.shape[1]:
+    if signal.logrest_N is None:
         return p_CK.sum(-1) * logits_CV.logsumexp(-1) - signal.entropy() - (p_CK * kept_CK).sum(-1)
     # The rest in log space: 1 - sum(kept) would be rounding error once the student is sure of the kept ids.
     others_C = logits_CV.scatter(-1, ids_CK, -torch.inf).logsumexp(-1)
     filling_CK = signal.logp_NK == -torch.inf
     all_C = torch.logaddexp(others_C, kept_CK.masked_fill(filling_CK, -torch.inf).logsumexp(-1))
-    # A rest of nothing times the log of nothing is nothing.
-    others_C = torch.where(signal.logrest_N == -torch.inf, all_C, others_C)
+    # A rest of nothing times the log of nothing is nothing; no others: what rounding left of the rest is nothing, too.
+    nothing_C = (signal.logrest_N == -torch.inf) | (others_C == -torch.inf)
+    others_C = torch.where(nothing_C, all_C, others_C)
     rest_C = signal.logrest_N.exp()
     return -signal.entropy() - (p_CK * (kept_CK - all_C[:, None])).sum(-1) - rest_C * (others_C - all_C)

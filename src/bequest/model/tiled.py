@@ -31,7 +31,7 @@ def largest(logits_CV: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         found = logits_CV.topk(keep, dim=-1)
         return found.values, found.indices
     whole = vocabulary // block * block
-    maxima = logits_CV[:, :whole].view(len(logits_CV), -1, block).amax(-1)
+    maxima = logits_CV[:, :whole].view(len(logits_CV), whole // block, block).amax(-1)
     ids = maxima.topk(keep, dim=-1).indices[..., None] * block + torch.arange(block, device=logits_CV.device)
     remaining = torch.arange(whole, vocabulary, device=logits_CV.device).expand(len(logits_CV), -1)
     ids = torch.cat([ids.flatten(1), remaining], 1)
@@ -45,7 +45,7 @@ def draw(mass_CV: Tensor, uniform_Cn: Tensor) -> Tensor:
     if vocabulary <= BLOCK * uniform_Cn.shape[1]:  # the blocks drawn from would be larger than the whole
         return _place(mass_CV.double().cumsum(-1), uniform_Cn)
     whole = vocabulary // BLOCK * BLOCK
-    blocks, tail = mass_CV[:, :whole].view(len(mass_CV), -1, BLOCK), mass_CV[:, None, whole:]
+    blocks, tail = mass_CV[:, :whole].view(len(mass_CV), whole // BLOCK, BLOCK), mass_CV[:, None, whole:]
     tail = torch.nn.functional.pad(tail, (0, whole + BLOCK - vocabulary))
     ends = torch.cat([blocks.sum(-1, dtype=torch.float32), tail.sum(-1, dtype=torch.float32)], 1).double().cumsum(-1)
     wanted_Cn = uniform_Cn * ends[:, -1:]

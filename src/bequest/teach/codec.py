@@ -89,6 +89,9 @@ class Codec:
             raise DataError("the block's ids are damaged")
         row_E, bucket_E = np.divmod(ones_E - np.arange(count), buckets)
         ids_E = (bucket_E << low) | _unpack(lows, count, low)
+        place_E = row_E * self.vocabulary + ids_E
+        if (ids_E >= self.vocabulary).any() or (np.diff(place_E, append=rows * self.vocabulary) <= 0).any():
+            raise DataError("the block's ids are damaged")
         sizes_R = np.bincount(row_E, minlength=rows)
         return Entries(sizes_R, ids_E, self._decode_values(values, sizes_R, count), self._decode_scalars(scalars, rows))
 
@@ -148,7 +151,8 @@ class Codec:
     def _decode_values(self, part: Octets, sizes_R: Ints, count: int) -> Floats:
         if self.draws:
             ends = np.flatnonzero(np.unpackbits(part, count=len(sizes_R) * self.draws, bitorder="little"))
-            if len(ends) != count:
+            whole_R = np.arange(1, len(sizes_R) + 1) * self.draws - 1  # where each row's draws must end
+            if len(ends) != count or not sizes_R.all() or (ends[np.cumsum(sizes_R) - 1] != whole_R).any():
                 raise DataError("the block's counts are damaged")
             return np.diff(ends, prepend=-1).astype(np.float32)
         if self.values == "fp32":

@@ -123,13 +123,15 @@ class _Mean:
 
     def __getitem__(self, rows: Any) -> Signal:
         parts = [(answer[rows], weight) for answer, weight in self.answers]
-        dense_CV = sum(weight * part.logp_NK.exp() for part, weight in parts if part.ids_NK is None)
-        kept = [(part, weight) for part, weight in parts if part.ids_NK is not None]
-        return _mean(kept, dense_CV if isinstance(dense_CV, Tensor) else None) if kept else _logs(dense_CV)
-
-
-def _logs(dense_CV: Any) -> Signal:
-    return Signal(None, dense_CV.log(), None)
+        dense = [weight * part.logp_NK.exp() for part, weight in parts if part.ids_NK is None]
+        if not dense:
+            return _mean(parts, None)
+        dense_CV = sum(dense[1:], dense[0])
+        for part, weight in parts:
+            if part.ids_NK is not None and part.logrest_N is None:  # every id has its place, and so have draws
+                dense_CV = dense_CV.scatter_add(1, part.ids_NK, weight * part.logp_NK.exp())
+        kept = [(part, weight) for part, weight in parts if part.logrest_N is not None]
+        return _mean(kept, dense_CV) if kept else Signal(None, dense_CV.log(), None)
 
 
 def _mean(parts: Sequence[tuple[Signal, float]], dense_CV: Tensor | None) -> Signal:
@@ -149,6 +151,8 @@ def _mean(parts: Sequence[tuple[Signal, float]], dense_CV: Tensor | None) -> Sig
         mass_CM = mass_CM + dense_CV.gather(1, ids_CM)
     with_rest = sum(part.logrest_N is not None for part, _ in parts)
     mass_CM = mass_CM * (used_CM & (known_CM == with_rest))
-    whole = not with_rest and dense_CV is None
+    # What not every member knows belongs to the rest; its place becomes filling.
+    first_C1 = ids_CM.gather(1, mass_CM.argmax(-1, keepdim=True))
+    ids_CM = torch.where(mass_CM > 0, ids_CM, first_C1)
     rest_C = (1.0 - mass_CM.sum(-1)).clamp_min(0.0)
-    return Signal(ids_CM, mass_CM.log(), None if whole else rest_C.log())
+    return Signal(ids_CM, mass_CM.log(), rest_C.log() if with_rest else None)

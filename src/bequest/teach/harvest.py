@@ -154,7 +154,7 @@ class Here:
             features_ND = self.teacher.model(batch)
             found: list[Entries] = []
             size, near = (f(form.vocabulary, self.place.device) for f in (rows_at_once, rows_in_cache))
-            for first in range(0, len(features_ND), size):
+            for first in range(0, max(1, len(features_ND)), size):  # a window may have no row
                 rows = slice(first, first + size)
                 drawn = None if uniform_Nn is None else uniform_Nn[rows].to(self.place.device)
                 # A call's own: the next chunk gets the same pages.
@@ -174,7 +174,7 @@ class Here:
 
 def _entries(logits_CV: Tensor, target_C: Tensor, form: Form, uniform_Cn: Tensor | None, near: int) -> list[Entries]:
     found = []
-    for first in range(0, len(logits_CV), near):
+    for first in range(0, max(1, len(logits_CV)), near):
         some = slice(first, first + near)
         drawn = None if uniform_Cn is None else uniform_Cn[some]
         found.append(entries(logits_CV[some], target_C[some], form, drawn))

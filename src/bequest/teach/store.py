@@ -274,9 +274,13 @@ def open_store(folder: Path) -> Store:
 def create(folder: Path, manifest: Manifest, tokenizer: Mapping[str, bytes]) -> Store:
     """The store in a folder, made where there is none; shards that are not there any more are struck off.
 
-    Raises FolderError that names the field when it is another store.
+    Raises FolderError that names the field when it is another store, or says why the folder cannot be used.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    except OSError as error:
+        raise FolderError(f"cannot use {folder} as a store ({error.strerror}); name another folder") from None
     with locked(folder / "lock", wait=True):
         if exists(folder):
             store = open_store(folder)
