@@ -137,8 +137,7 @@ def ask(teacher: Live, batch: Batch, store: Store, place: Place) -> Entries:
 
 def _entries(logits_CV: Tensor, target_C: Tensor, form: Form, uniform_Cn: Tensor | None, near: int) -> list[Entries]:
     pieces = (slice(first, first + near) for first in range(0, len(logits_CV), near))
-    uniform = lambda some: None if uniform_Cn is None else uniform_Cn[some]
-    return [entries(logits_CV[some], target_C[some], form, uniform(some)) for some in pieces]
+    return [entries(logits_CV[p], target_C[p], form, None if uniform_Cn is None else uniform_Cn[p]) for p in pieces]
 
 
 def _uniform(batch: Batch, draws: int, seed: int) -> Tensor | None:
