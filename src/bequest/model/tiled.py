@@ -45,7 +45,7 @@ def draw(mass_CV: Tensor, uniform_Cn: Tensor) -> Tensor:
     if vocabulary <= BLOCK * uniform_Cn.shape[1]:  # the blocks drawn from would be larger than the whole
         return _place(mass_CV.double().cumsum(-1), uniform_Cn)
     whole = vocabulary // BLOCK * BLOCK
-    blocks, tail = mass_CV[:, :whole].unflatten(1, (-1, BLOCK)), mass_CV[:, None, whole:]
+    blocks, tail = mass_CV[:, :whole].view(len(mass_CV), -1, BLOCK), mass_CV[:, None, whole:]
     tail = torch.nn.functional.pad(tail, (0, whole + BLOCK - vocabulary))
     ends = torch.cat([blocks.sum(-1, dtype=torch.float32), tail.sum(-1, dtype=torch.float32)], 1).double().cumsum(-1)
     wanted_Cn = uniform_Cn * ends[:, -1:]
