@@ -175,7 +175,7 @@ def keys_of(one: Subject) -> list[bytes]:
 
 def said(one: Subject, store: Store) -> list[Entries]:
     """What the teacher says about each sequence, not yet quantised; the store must hold these very bytes."""
-    length, codec = one.recipe.data.sequence, store.manifest.form.codec
+    length, codec = one.recipe.data.sequence, store.codec(keys_of(one)[0])
     blocks = []
     for batch in one.parts:
         rows = np.bincount(batch.rows.index_N // length, minlength=len(batch.keys)).tolist()
@@ -196,7 +196,7 @@ def sizes(store: Store, blocks: list[Entries]) -> dict[str, Any]:
     files = [store.folder / stores.MANIFEST, *store.folder.glob("*.safetensors")]
     per_token = sum(file.stat().st_size for file in files) / rows
     whole = joined(blocks)
-    bound = store.manifest.form.codec.bound(whole) / rows
+    bound = store.codec(store.sample(1)[0]).bound(whole) / rows
     return {
         "rows": rows,
         "bytes_per_token": round(per_token, 3),
@@ -246,7 +246,7 @@ def codec_speeds(
     works: dict[tuple[str, str, str], Callable[[], object]] = {}
     for one in chosen:
         store, entries = kept[one.variant], blocks[one.variant]
-        codec, order = store.manifest.form.codec, random.Random(0).sample(keys_of(one), len(entries))
+        codec, order = store.codec(keys_of(one)[0]), random.Random(0).sample(keys_of(one), len(entries))
         encoded = [(np.frombuffer(codec.encode(block), np.uint8), len(block.sizes_R)) for block in entries]
         works["bequest", one.variant, "encode"] = partial(each, codec.encode, [(block,) for block in entries])
         works["bequest", one.variant, "decode"] = partial(each, codec.decode, encoded)

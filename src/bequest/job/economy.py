@@ -11,6 +11,7 @@ import numpy as np
 from ..model import build
 from ..model.flops import forward_flops
 from ..recipe import Recipe, TeacherModel
+from ..teach.layout import Layout
 from ..teach.store import open_store
 from ..train.plan import Method
 from .asked import Asking, questions
@@ -46,7 +47,7 @@ def _live(name: str, recipe: Recipe, prepared: Prepared, found: Asking, times: f
     each = forward_flops(build.outline(spec.load, recipe.data.objective, spec.remote_code), batch)
     form = form_of(name, recipe, prepared.vocabulary, found.temperatures)
     kept = min(form.keep or form.vocabulary, form.draws or form.vocabulary)
-    size = found.sequences * (rows * form.codec.row_bytes(kept) + SEQUENCE_BYTES)
+    size = found.sequences * (rows * form.codec(Layout(form.vocabulary, 0)).row_bytes(kept) + SEQUENCE_BYTES)
     once, every = found.sequences * each, times * found.sequences * each
     # A store pays as soon as the runs that read it would together have asked more often than once.
     first = math.floor(1 / times) + 1

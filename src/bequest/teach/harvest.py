@@ -22,6 +22,7 @@ from ..device import Place
 from ..model.tiled import rows_at_once, rows_in_cache
 from ..types import Batch
 from .codec import Entries
+from .layout import Layout, fitted
 from .live import Live
 from .signals import Form, entries, joined, split
 from .store import Store
@@ -108,7 +109,7 @@ def harvest(store: Store, teacher: Told, shards: list[Asked], rank: int, ranks: 
 
 def _make(store: Store, teacher: Told, shard: Asked) -> None:
     """Ask about a shard's sequences and commit it. Blocks are encoded in a thread while the teacher goes on."""
-    form, size = store.manifest.form, max(1, FORWARD_TOKENS // store.manifest.packing.sequence)
+    form, layout, size = store.manifest.form, None, max(1, FORWARD_TOKENS // store.manifest.packing.sequence)
     answers: list[Future[list[bytes]]] = []
     rows: list[int] = []
     counts = {"kept": 0.0, "rest": 0.0, "nats": 0.0, "flops": 0.0}
@@ -117,14 +118,22 @@ def _make(store: Store, teacher: Told, shard: Asked) -> None:
             batch = part.batches.of(part.places)
             lengths = np.bincount(batch.rows.index_N // batch.tokens_BT.shape[1], minlength=len(part.keys)).tolist()
             found = teacher.ask(batch, form, store.manifest.seed)
-            answers.append(encoder.submit(_encode, found, lengths, form.codec.encode))
+            layout = layout or _layout(found, form.vocabulary, len(shard.keys) / len(part.keys))
+            answers.append(encoder.submit(_encode, found, lengths, form.codec(layout).encode))
             rows += lengths
             counts["flops"] += teacher.flops(batch)
             for name, amount in _counts(found, form.draws).items():
                 counts[name] += amount
         blocks = [block for answer in answers for block in answer.result()]
     kept = int(counts.pop("kept"))
-    store.commit(shard.name, shard.keys, rows, blocks, kept=kept, **counts)
+    assert layout is not None
+    store.commit(shard.name, shard.keys, rows, layout, blocks, kept=kept, **counts)
+
+
+def _layout(found: Entries, vocabulary: int, shares: float) -> Layout:
+    """The layout that suits a shard's first answers, of which the whole shard has so many times the rows."""
+    row_E = np.repeat(np.arange(len(found.sizes_R)), found.sizes_R)
+    return fitted(vocabulary, row_E, found.ids_E, round(shares * len(found.sizes_R)))
 
 
 def _encode(found: Entries, rows: list[int], encode: Callable[[Entries], bytes]) -> list[bytes]:

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from ..model.flops import forward_flops
 from ..model.language import LanguageModel
 from ..types import Batch, ModelError
-from .codec import Entries, Ints
+from .codec import Entries
+from .layout import Ints
 from .signals import Form
 
 if TYPE_CHECKING:

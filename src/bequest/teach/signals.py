@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ..config import Config, Count, Positive, Temperature
 from ..model.tiled import draw, largest
 from ..types import ModelError, Signal
-from .codec import Codec, Entries, Ints
+from .codec import Codec, Entries
+from .layout import Ints, Layout
 
 
 class Form(Config):
@@ -39,11 +40,10 @@ class Form(Config):
     """topk: those that may be asked; sampled: the one that is drawn at."""
     values: Literal["6bit", "fp32"]
 
-    @property
-    def codec(self) -> Codec:
+    def codec(self, layout: Layout) -> Codec:
         """How it becomes bytes. Scalars: the realised token, then the rests' log-odds or the entropy."""
         scalars = 1 + (1 if self.draws else len(self.temperatures))
-        return Codec(self.vocabulary, self.draws, scalars, self.values)
+        return Codec(self.vocabulary, self.draws, scalars, layout, self.values)
 
     def require(self, temperature: float) -> None:
         """Raises ModelError when it does not hold a temperature."""

@@ -2,7 +2,7 @@
 
 manifest.json       which teacher, tokenizer, packing and form; one entry per committed shard with its counts and checksums
 <name>.safetensors  a shard, named after the keys of its sequences: keys [S, 16], rows [S], ends [S], checks [S] (CRC-32 of
-                    each block), payload (the blocks of codec.py, end to end)
+                    each block), layout (of the ids: low, run, then the frequent ones), payload (the blocks of codec.py)
 tokenizer/          the tokenizer, so that a store alone is enough to learn from
 
 A shard is written under another name, flushed, renamed, and only then entered in the manifest. Any number of processes
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,13 @@ from .. import config
 from ..config import Config, Count
 from ..files import locked, replace_bytes, replace_text
 from ..types import DataError, FolderError
-from .codec import Entries, Ints, Octets
+from .codec import Codec, Entries, Octets
+from .layout import Ints, Layout
 from .signals import Form
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-INDEX = ("keys", "rows", "ends", "checks")
+INDEX = ("keys", "rows", "ends", "checks", "layout")
 
 
 class ShardEntry(Config):
@@ -52,7 +53,7 @@ class ShardEntry(Config):
     """-log p of the realised tokens, summed over rows: the teacher's own loss."""
     flops: float
     index: Count
-    """CRC-32 of keys, rows, ends and checks."""
+    """CRC-32 of everything but the payload."""
     digest: str
     """blake2b of the file."""
 
@@ -126,18 +127,22 @@ class Store:
 
         Raises KeyError when there is none, DataError when its bytes are damaged.
         """
-        place = self._index.find(key)
-        if place is None:
-            raise KeyError(key)
-        shard = self._index.shards[place[0]]
-        first, last = (int(shard.ends[i]) if i >= 0 else 0 for i in (place[1] - 1, place[1]))
+        shard, at = self._index.find(key) or self._lacks(key)
+        first, last = (int(shard.ends[i]) if i >= 0 else 0 for i in (at - 1, at))
         block: Octets = np.asarray(shard.payload[first:last])
-        if zlib.crc32(block.data) != shard.checks[place[1]]:
-            raise self.damaged(shard.name, f"sequence {place[1]} does not match its checksum")
+        if zlib.crc32(block.data) != shard.checks[at]:
+            raise self.damaged(shard.name, f"sequence {at} does not match its checksum")
         try:
-            return self.manifest.form.codec.decode(block, int(shard.rows[place[1]]))
+            return shard.codec.decode(block, int(shard.rows[at]))
         except DataError as error:
-            raise self.damaged(shard.name, f"sequence {place[1]}: {error}") from None
+            raise self.damaged(shard.name, f"sequence {at}: {error}") from None
+
+    def codec(self, key: bytes) -> Codec:
+        """How the shard that holds a sequence was encoded."""
+        return (self._index.find(key) or self._lacks(key))[0].codec
+
+    def _lacks(self, key: bytes) -> NoReturn:
+        raise KeyError(key)
 
     def damaged(self, shard: str, why: str) -> DataError:
         """The error that names a shard."""
@@ -175,7 +180,13 @@ class Store:
             yield True
 
     def commit(
-        self, name: str, keys: Sequence[bytes], rows: Sequence[int], blocks: Sequence[bytes], **counts: Any
+        self,
+        name: str,
+        keys: Sequence[bytes],
+        rows: Sequence[int],
+        layout: Layout,
+        blocks: Sequence[bytes],
+        **counts: Any,
     ) -> None:
         """Write a shard and enter it in the manifest."""
         from safetensors.numpy import save
@@ -185,6 +196,7 @@ class Store:
             "rows": np.array(rows, np.int32),
             "ends": np.cumsum([len(block) for block in blocks], dtype=np.int64),
             "checks": np.array([zlib.crc32(block) for block in blocks], np.uint32),
+            "layout": np.array([layout.low, layout.run, *layout.frequent], np.int32),
             "payload": np.frombuffer(b"".join(blocks), np.uint8),
         }
         content = save(tensors)
@@ -225,7 +237,10 @@ class _Shard:
             raise store.damaged(entry.name, str(error)) from None
         if _crc(found) != entry.index:
             raise store.damaged(entry.name, "its index does not match its checksum")
-        self.keys, self.rows, self.ends, self.checks = (found[name] for name in INDEX)
+        self.keys, self.rows, self.ends, self.checks = (found[name] for name in INDEX[:-1])
+        low, run, *frequent = found["layout"].tolist()
+        form = store.manifest.form
+        self.codec = form.codec(Layout(form.vocabulary, low, run, tuple(frequent)))
 
 
 class _Index:
@@ -239,7 +254,7 @@ class _Index:
         self._order = np.argsort(heads, kind="stable")
         self._heads = heads[self._order]
 
-    def find(self, key: bytes) -> tuple[int, int] | None:
+    def find(self, key: bytes) -> tuple[_Shard, int] | None:
         head = np.uint64(int.from_bytes(key[:8], "little"))
         for at in range(int(np.searchsorted(self._heads, head)), len(self._heads)):
             if self._heads[at] != head:
@@ -247,7 +262,7 @@ class _Index:
             place = int(self._order[at])
             if self.keys[place].tobytes() == key:
                 shard = int(np.searchsorted(self._starts, place, side="right")) - 1
-                return shard, place - int(self._starts[shard])
+                return self.shards[shard], place - int(self._starts[shard])
         return None
 
 
