@@ -325,11 +325,18 @@ def extra_kl(one: Subject, store: Store, blocks: list[Entries]) -> float:
     """Mean KL of what is read from what was said, both in buckets."""
     form, total = store.manifest.form, 0.0
     for key, block in zip(keys_of(one), blocks, strict=True):
-        true, read = (signal(found, form, form.temperatures[0]) for found in (block, store.entries(key)))
+        said = (ascending(block), ascending(store.entries(key)))
+        true, read = (signal(found, form, form.temperatures[0]) for found in said)
         assert true.ids_NK is not None
         assert torch.equal(true.ids_NK, read.ids_NK)
         total += float((buckets(true).exp() * (buckets(true) - buckets(read)).nan_to_num()).sum())
     return round(total / rows_of(blocks), 6)
+
+
+def ascending(found: Entries) -> Entries:
+    """The ids of every row in ascending order."""
+    order = np.lexsort([found.ids_E, np.repeat(np.arange(len(found.sizes_R)), found.sizes_R)])
+    return Entries(found.sizes_R, found.ids_E[order], found.values_E[order], found.scalars_RS)
 
 
 def buckets(said: Signal) -> torch.Tensor:

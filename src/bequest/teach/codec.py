@@ -163,11 +163,14 @@ def _bits(ones: Octets) -> Octets:
 
 
 def _pack(numbers_E: Ints, widths_E: Ints) -> Octets:
-    """The low bits of each number, as many as its width says, end to end."""
-    most = int(widths_E.max(initial=0))
-    octets = numbers_E.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : -(-most // 8)]
-    bits = np.unpackbits(octets, axis=1, bitorder="little")[:, :most]
-    return _bits(bits[np.arange(most) < widths_E[:, None]])
+    """Each number in as many bits as its width says, end to end."""
+    ends_E = np.cumsum(widths_E)
+    first_E = ends_E - widths_E
+    octets = np.zeros(int(ends_E[-1] + 7) // 8 + 4 if len(ends_E) else 0)
+    shifted_E = numbers_E << (first_E & 7)
+    for octet in range((int(widths_E.max(initial=-7)) + 14) // 8):  # those that a number touches; no bit is set twice
+        octets += np.bincount((first_E >> 3) + octet, shifted_E >> 8 * octet & 255, len(octets))
+    return octets[: int(widths_E.sum() + 7) // 8].astype(np.uint8)
 
 
 def _unpack(octets: Octets, widths_E: Ints) -> Ints:

@@ -54,30 +54,30 @@ class Layout:
         return np.concatenate([[0], np.cumsum(1 << self.widths)])
 
     @cached_property
-    def _sorted(self) -> tuple[Ints, Ints]:
-        """The frequent ids in ascending order, and their ranks."""
+    def _order(self) -> tuple[Ints, Ints]:
+        """The frequent ids, and of each of them in ascending order how many of the others stand before it."""
         frequent = np.array(self.frequent, np.int64)
-        rank = np.argsort(frequent, kind="stable")
-        return frequent[rank], rank
+        return frequent, np.sort(frequent) - np.arange(len(frequent))
+
+    @cached_property
+    def _ranks(self) -> npt.NDArray[np.int32]:
+        """Of all ids: only who encodes needs them, one layout at a time."""
+        found = np.empty(self.vocabulary, np.int32)
+        found[self.ids(np.arange(self.vocabulary))] = np.arange(self.vocabulary)
+        return found
 
     def ranks(self, ids: Ints) -> Ints:
         """Where ids stand in the order."""
-        frequent, rank = self._sorted
-        if not len(frequent):
-            return ids
-        place = np.searchsorted(frequent, ids)
-        near = np.minimum(place, len(frequent) - 1)
-        return np.where(frequent[near] == ids, rank[near], len(frequent) + ids - place)
+        return self._ranks[ids].astype(np.int64)
 
     def ids(self, ranks: Ints) -> Ints:
         """Which ids stand there."""
-        frequent, _ = self._sorted
-        if not len(frequent):
+        if not self.frequent:
             return ranks
+        frequent, skips = self._order
         beyond = ranks - len(frequent)
-        skipped = np.searchsorted(frequent - np.arange(len(frequent)), beyond, side="right")
-        ordered = np.array(self.frequent, np.int64)[np.minimum(ranks, len(frequent) - 1)]
-        return np.where(beyond < 0, ordered, beyond + skipped)
+        others = beyond + np.searchsorted(skips, beyond, side="right")
+        return np.where(beyond < 0, frequent[np.minimum(ranks, len(frequent) - 1)], others)
 
     def bits(self, rows: int, counts_V: Ints) -> float:
         """What the ids of so many rows take whose ranks occur so often; without the order itself."""
