@@ -39,7 +39,7 @@ import safetensors
 import safetensors.numpy
 import torch
 
-from bequest import recipe as recipes
+from bequest import sense
 from bequest.data.tokenizer import saved
 from bequest.device import Place, place
 from bequest.job.prepare import Prepared, find_method, inputs, new_student, opener, prepare
@@ -124,7 +124,7 @@ def subjects(teacher: str, tokens: int, folder: Path) -> Iterator[Subject]:
     """Every variant of a teacher."""
     live = None
     for variant, changes in VARIANTS.items():
-        recipe = recipes.load(
+        recipe = sense.load(
             Path("bench/signals/ki.yaml"),
             (
                 f"data.train.0.path={TEXTS[teacher]}",

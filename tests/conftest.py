@@ -13,7 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
-from bequest import recipe as recipes
+from bequest import sense
 from bequest.config import decode
 from bequest.data import tokenizer as tokenizers
 from bequest.job.train import train
@@ -118,7 +118,7 @@ class World:
 
     def recipe(self, method: dict, objective: str = "causal", **changes) -> Recipe:
         recipe = decode(Recipe, self.raw(method, objective, **changes), "a test")
-        assert recipes.problems(recipe) == []
+        assert sense.problems(recipe) == []
         return recipe
 
     def run(self, out: Path, method: dict, objective: str = "causal", **changes) -> dict:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bequest.loss import terms
-from bequest.recipe import problems
+from bequest.sense import problems
 from bequest.teach.compose import Ensembled, Routed
 from bequest.teach.live import likeliest
 from bequest.teach.signals import Form, entries, signal

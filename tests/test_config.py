@@ -2,7 +2,7 @@
 
 import pytest
 
-from bequest import config, recipe
+from bequest import config, sense
 from bequest.recipe import Recipe
 from bequest.types import RecipeError
 
@@ -28,7 +28,7 @@ def good(tmp_path):
 
 
 def test_the_contract(good):
-    found = recipe.load(good)
+    found = sense.load(good)
     assert found.train.optimiser.lr == 3e-3
     assert found.train.tokens == 4_000_000
     assert isinstance(found.train.tokens, int)
@@ -37,7 +37,7 @@ def test_the_contract(good):
 
 
 def test_overrides(good):
-    found = recipe.load(
+    found = sense.load(
         good,
         (
             "data.sequence=512",
@@ -112,7 +112,7 @@ def test_yaml_scalars(text, value):
 )
 def test_one_sentence_for_each_mistake(good, override, words):
     with pytest.raises(RecipeError) as caught:
-        recipe.load(good, (override,))
+        sense.load(good, (override,))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -132,7 +132,7 @@ def test_broken_files(tmp_path, text, words):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError) as caught:
-        recipe.load(path)
+        sense.load(path)
     assert words in str(caught.value)
     assert "broken.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -140,29 +140,29 @@ def test_broken_files(tmp_path, text, words):
 
 def test_files_that_are_no_recipes(tmp_path):
     with pytest.raises(RecipeError, match="cannot read the recipe"):
-        recipe.load(tmp_path / "missing.yaml")
+        sense.load(tmp_path / "missing.yaml")
     with pytest.raises(RecipeError, match="cannot read the recipe"):
-        recipe.load(tmp_path)
+        sense.load(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not UTF-8"):
-        recipe.load(tmp_path / "binary.yaml")
+        sense.load(tmp_path / "binary.yaml")
 
 
 def test_resolved_recipe_reads_back_unchanged(good, tmp_path):
-    resolved = config.encode(recipe.load(good))
+    resolved = config.encode(sense.load(good))
     config.write(resolved, tmp_path / "resolved.yaml")
     assert config.read(tmp_path / "resolved.yaml") == resolved
-    assert recipe.load(tmp_path / "resolved.yaml") == recipe.load(good)
+    assert sense.load(tmp_path / "resolved.yaml") == sense.load(good)
 
 
 def test_fingerprint_and_differences(good):
-    one, two = (config.encode(recipe.load(good, o)) for o in ((), ("data.sequence=512",)))
-    assert config.fingerprint(one) == config.fingerprint(config.encode(recipe.load(good)))
+    one, two = (config.encode(sense.load(good, o)) for o in ((), ("data.sequence=512",)))
+    assert config.fingerprint(one) == config.fingerprint(config.encode(sense.load(good)))
     assert config.fingerprint(one) != config.fingerprint(two)
     assert config.differences(one, two) == {"data.sequence": (256, 512)}
 
 
 def test_decoded_configs_are_frozen(good):
     with pytest.raises(AttributeError):
-        recipe.load(good).train.tokens = 3
-    assert isinstance(recipe.load(good), Recipe)
+        sense.load(good).train.tokens = 3
+    assert isinstance(sense.load(good), Recipe)

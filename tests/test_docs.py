@@ -20,7 +20,7 @@ import laws
 import pytest
 from conftest import sentences, write_jsonl
 
-from bequest import cli, config, methods, recipe
+from bequest import cli, config, methods, recipe, sense
 from bequest.job import calibrate
 from bequest.job.prepare import find_method
 
@@ -62,7 +62,7 @@ def small(words: list[str]) -> list[str]:
     match words[0]:
         case "train" | "check" | "teach" if len(words) > 1 and words[1].endswith(".yaml"):
             assignments = tuple(word for word in words[2:] if re.match(r"[\w.]+=", word))
-            found, mistakes = recipe.examine(Path(words[1]), assignments)
+            found, mistakes = sense.examine(Path(words[1]), assignments)
             return words if found is None or mistakes else [*words, *_sizes(found)]
         case "generate":
             return [*words, "--tokens", "3"]
@@ -147,7 +147,7 @@ class Reader:
         """A piece of a recipe has no mistakes, its method's keys included."""
         path = Path("fragment.yaml")
         config.write(FRAGMENT | config.parse(text, "the page"), path)
-        find_method(recipe.load(path))
+        find_method(sense.load(path))
 
 
 def _install(path: Path) -> None:

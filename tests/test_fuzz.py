@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bequest import recipe as recipes
+from bequest import sense
 from bequest.job import check
 from bequest.job.prepare import find_method, resolved
 from bequest.types import BequestError
@@ -113,7 +114,7 @@ def valid() -> dict:
 def examined(path: Path) -> recipes.Recipe | None:
     """The recipe, if there is nothing against it; every mistake is a line."""
     try:
-        found, mistakes = recipes.examine(path)
+        found, mistakes = sense.examine(path)
         if found:
             resolved(found, find_method(found))
     except BequestError as error:
@@ -163,7 +164,7 @@ def test_garbage(file, text):
 def test_overrides(file, key, text):
     file.write_text(yaml.safe_dump(valid()))
     try:
-        _, mistakes = recipes.examine(file, (f"{key}={text}",))
+        _, mistakes = sense.examine(file, (f"{key}={text}",))
     except BequestError as error:
         mistakes = list(error.problems)
     assert all(sentence.isprintable() for sentence in mistakes), mistakes
@@ -184,7 +185,7 @@ def test_on_to_the_plan(world: World, file: Path):
         file.write_text(yaml.safe_dump(raw, allow_unicode=True, sort_keys=False), encoding="utf-8", errors="replace")
         clean = examined(file)
         try:
-            found, _ = recipes.examine(file)
+            found, _ = sense.examine(file)
         except BequestError:
             return
         if found:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bequest import config, methods, recipe
+from bequest import config, methods, sense
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "bequest"
@@ -14,6 +14,7 @@ LAYERS = [
     {"dialect", "files"},
     {"config"},
     {"recipe"},
+    {"sense"},
     {"device"},
     {"data"},
     {"model"},
@@ -92,7 +93,7 @@ SHIPPED = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "bench").rglob("*
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
 def test_shipped_recipes_decode(path):
-    found = recipe.load(path)
+    found = sense.load(path)
     fields = {k: v for k, v in found.method.items() if k != "name"}
     config.decode(methods.find(found.method["name"]), fields, str(path), "method")
 

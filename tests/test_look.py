@@ -3,7 +3,7 @@
 import pytest
 from test_cli import run_main
 
-from bequest import cli, config, methods, recipe
+from bequest import cli, config, methods, sense
 from bequest.cli.methods import start
 from bequest.job import look
 
@@ -26,7 +26,7 @@ def test_methods_are_listed_with_paper_needs_and_keys(monkeypatch, capsys):
 @pytest.mark.parametrize("name", methods.names())
 def test_a_methods_recipe_can_be_used(name, tmp_path):
     (tmp_path / "start.yaml").write_text(start(name))
-    found = recipe.load(tmp_path / "start.yaml")
+    found = sense.load(tmp_path / "start.yaml")
     own = {key: value for key, value in found.method.items() if key != "name"}
     assert config.decode(methods.find(name), own, "start") == methods.find(name)()
     assert bool(found.teachers) == bool(methods.find(name).needs)

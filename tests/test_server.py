@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bequest import recipe as recipes
+from bequest import sense
 from bequest.config import decode
 from bequest.data.batches import _collate
 from bequest.data.objective import Causal
@@ -399,6 +399,6 @@ def test_other_temperatures_of_the_method_are_refused(world, tmp_path):
     ],
 )
 def test_recipes_that_a_server_cannot_serve(world, changes, sentence):
-    found = recipes.problems(decode(Recipe, raw(world, "http://localhost:8000", "store", **changes), "a test"))
+    found = sense.problems(decode(Recipe, raw(world, "http://localhost:8000", "store", **changes), "a test"))
     assert bool(found) == bool(sentence)
     assert all(sentence in one for one in found)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from .. import recipe as recipes
+from .. import sense
 from ..report import table
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 def command(path: Path, overrides: tuple[str, ...], out: Path | None, time: bool) -> None:
     """Print the plan and what it costs, or every problem, and then leave with 2."""
-    recipe, problems = recipes.examine(path, overrides)
+    recipe, problems = sense.examine(path, overrides)
     if recipe:
         from ..job import check  # a mistake in the recipe alone should not wait for torch
         from ..model import build

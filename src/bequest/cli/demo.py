@@ -14,8 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .. import config
-from .. import recipe as recipes
+from .. import config, sense
 from ..files import replace_text
 from ..job.train import train
 from ..report import metrics, table
@@ -32,7 +31,7 @@ def command(text: Path | None, out: Path, scale: float) -> None:
     for name, raw in _recipes(texts, out, scale).items():
         path = out / f"{name}.yaml"
         config.write(raw, path)
-        summaries[name] = train(recipes.load(path), out / name)
+        summaries[name] = train(sense.load(path), out / name)
     table.show(_table(summaries))
     baseline, inheriting = (
         table.validations(metrics.read(out / name / "metrics.jsonl")) for name in ("scratch", "inherit")

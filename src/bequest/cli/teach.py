@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import recipe as recipes
+from .. import sense
 
 
 def command(path: Path, overrides: tuple[str, ...]) -> None:
     """Harvest, and say what came out."""
-    recipe = recipes.load(path, overrides)
+    recipe = sense.load(path, overrides)
     from ..job.inspect import describe  # a mistake in the recipe should not wait for torch
     from ..job.teach import teach
 
-    with recipes.named(path):
+    with sense.named(path):
         found = teach(recipe)
     for name, store in found.items():
         _show(f"{name}: {store.folder}", describe(store))
@@ -23,7 +23,7 @@ def command(path: Path, overrides: tuple[str, ...]) -> None:
 
 def inspect(folder: Path, path: Path | None, overrides: tuple[str, ...]) -> None:
     """Print what a store holds after reading every byte, and with a recipe how far it is from its teacher."""
-    recipe = recipes.load(path, overrides) if path else None
+    recipe = sense.load(path, overrides) if path else None
     from ..job import inspect
     from ..model import build
     from ..teach.store import open_store

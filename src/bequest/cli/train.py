@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import recipe as recipes
+from .. import sense
 
 
 def command(path: Path, overrides: tuple[str, ...], out: Path | None, push: str | None) -> None:
     """Train a recipe, print the table of what came out, and put the model on a hub if asked to."""
-    recipe = recipes.load(path, overrides)
+    recipe = sense.load(path, overrides)
     from ..job.train import train  # a mistake in the recipe should not wait for torch
     from ..report import table
 
     folder = out or Path("runs") / recipe.name
-    with recipes.named(path):
+    with sense.named(path):
         summary = train(recipe, folder)
     if summary.get("was_finished"):
         print(
