@@ -71,7 +71,7 @@ def _show(name: str, plan: Plan) -> None:
         "disk: " + ", ".join(f"{what} {_mb(size)}" for what, size in plan.disk.items()) + f"; {_mb(plan.free)} are free"
     )
     for teacher in plan.teachers:
-        print(f"teacher {teacher}")
+        print(f"the teacher {teacher}")
     for warning in plan.warnings:
         print(f"warning: {warning}")
 
