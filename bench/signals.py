@@ -94,7 +94,7 @@ class Subject:
         for file in [*self.folder.glob("*.safetensors"), self.folder / stores.MANIFEST]:
             file.unlink(missing_ok=True)
         found = stores.create(self.folder, self.work.manifest, self.tokenizer)
-        list(harvest(found, Here(self.teacher, self.where), self.work.shards, 0, 1))
+        list(harvest(found, Here(self.teacher, self.where), self.work.asked, 0, 1))
         return found
 
     @cached_property
@@ -106,7 +106,7 @@ class Subject:
     def parts(self) -> list[Batch]:
         """The batches of which a harvest asks."""
         size = FORWARD_TOKENS // self.recipe.data.sequence
-        parts = (part for shard in self.work.shards for part in shard.shards(size))
+        parts = (part for one in self.work.asked for part in one.shards(size))
         return [part.batches.of(part.places) for part in parts]
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ def line(name: str, teacher: str, variant: str) -> dict[str, Any]:
 
 
 def keys_of(one: Subject) -> list[bytes]:
-    return [key for shard in one.work.shards for key in shard.keys]
+    return [key for asked in one.work.asked for key in asked.keys]
 
 
 def said(one: Subject, store: Store) -> list[Entries]:

@@ -9,6 +9,7 @@ import torch
 from bequest.loss import terms
 from bequest.sense import problems
 from bequest.teach.compose import Ensembled, Routed
+from bequest.teach.controls import Renormalised
 from bequest.teach.live import likeliest
 from bequest.teach.signals import Form, entries, signal
 from bequest.types import Batch, Chunk, Clock, Rows, Signal
@@ -168,6 +169,24 @@ def test_members_keep_what_all_of_them_know(kinds, scale, keep):
     expected = kept + torch.special.xlogy(rest, rest) - rest * others.log()
     slope = torch.autograd.grad(expected.sum(), student)[0]
     assert close(loss_and_slope(student.detach().float(), said), (expected.detach().float(), slope.float()), atol=1e-4)
+
+
+def test_renormalising_a_route_is_routing_what_is_renormalised():
+    """Losses too: rows with a rest must not keep the entropy that the rest is a part of."""
+    members = {"a": Knows(1, "topk"), "b": Knows(2, "sampled")}
+    batch = batch_of("abab")
+    outside = Renormalised(Routed(members))(batch, 1.0)[slice(None)]
+    inside = Routed({source: Renormalised(member) for source, member in members.items()})(batch, 1.0)[slice(None)]
+    student = student_of(batch)
+    assert close(loss_and_slope(student, outside), loss_and_slope(student, inside))
+
+
+def test_the_loss_of_a_mean_of_equal_draws_is_that_of_the_draws():
+    batch = batch_of("aa")
+    drawn = Knows(5, "sampled")
+    alone, mean = drawn(batch, 1.0)[slice(None)], Ensembled([(drawn, 0.5), (drawn, 0.5)])(batch, 1.0)[slice(None)]
+    student = student_of(batch)
+    assert close(loss_and_slope(student, mean), loss_and_slope(student, alone))
 
 
 def test_equal_members_give_no_gradient_to_an_equal_student():

@@ -394,7 +394,7 @@ def test_other_temperatures_of_the_method_are_refused(world, tmp_path):
         ({"teach": {"kind": "topk", "temperatures": [1, 2]}}, "teach.temperatures to [1]"),
         ({"teachers__teacher": {"load": "x", "server": "http://x"}}, "server needs load"),
         ({"teachers__teacher": {"store": "x", "server": "http://x"}}, "server needs load"),
-        ({"teachers__teacher": {"load": "x", "store": "x", "server": "localhost:8000"}}, "is no URL"),
+        ({"teachers__teacher": {"load": "x", "store": "y", "server": "localhost:8000"}}, "is no URL"),
         ({"data__objective": "masked", "student__family": "bert"}, "tells next tokens alone"),
     ],
 )

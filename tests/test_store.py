@@ -19,11 +19,14 @@ from conftest import World, losses, make_model, make_vocabulary, same_bits, sent
 from test_cli import run_main
 
 from bequest import config
+from bequest.config import decode
 from bequest.device import Place
 from bequest.files import replace_bytes
 from bequest.job.prepare import prepare
 from bequest.job.teach import teach
 from bequest.loss import terms
+from bequest.recipe import Recipe
+from bequest.sense import problems
 from bequest.teach import harvest as harvests
 from bequest.teach import store as stores
 from bequest.teach.codec import STEP
@@ -194,6 +197,20 @@ def test_a_longer_schedule_only_adds_shards(world, copy):
     assert harvest(world, copy).manifest == store.manifest
 
 
+def test_a_schedule_that_is_a_little_longer_adds_only_what_is_missing(world, tmp_path):
+    """Also where the last shard was not full, and where a shard is lost in between."""
+    folder, seven = tmp_path / "store", {**TOPK, "shard_tokens": 7 * 32}
+    harvest(world, folder, teach=seven)
+    first = content(folder)
+    store = harvest(world, folder, teach=seven, train__tokens=1024)
+    assert [store.manifest.total("sequences"), len(store.manifest.shards)] == [32, 6]
+    whole = content(folder)
+    assert all(whole[name] == held for name, held in first.items() if name.endswith(".safetensors"))
+    (folder / sorted(name for name in whole if name not in first)[0]).unlink()
+    harvest(world, folder, teach=seven, train__tokens=1024)
+    assert content(folder) == whole
+
+
 def test_every_sequence_is_kept_once(kept):
     store = open_store(kept)
     keys = [bytes(key) for shard in store._index.shards for key in shard.keys]
@@ -345,7 +362,8 @@ def test_a_damaged_shard_is_named_and_mended(world, copy, tmp_path, how):
     path.write_bytes(bytes(broken))
     if how == "deleted":
         path.unlink()
-    with pytest.raises(DataError, match=rf"is damaged \({path.name}: .*delete that file and run bequest teach again"):
+    damaged = rf"is damaged \({path.name}: .*delete that file and run bequest teach again"
+    with pytest.raises(DataError, match=f"lacks {path.name}" if how == "deleted" else damaged):
         learn(world, tmp_path / "run", copy)
     path.unlink(missing_ok=True)
     harvest(world, copy)
@@ -403,12 +421,50 @@ def test_other_recipes_are_refused(world, tmp_path, kept):
         ({"keep": 9}, r"its form\.keep is 8, and here it is 9"),
         ({"values": "fp32"}, r"its form\.values"),
         ({"seed": 3}, r"its seed is 0, and here it is 3"),
-        ({"shard_tokens": 64}, r"its shard_sequences is 4, and here it is 2"),
+        ({"shard_tokens": 64}, r"its shard_tokens is 128, and here it is 64"),
         ({"temperatures": [1.0]}, r"its form\.temperatures"),
     ]:
         with pytest.raises(FolderError, match=f"the store .* is another one: {words}"):
             harvest(world, kept, teach={**TOPK, **change})
     assert open_store(kept).manifest.total("sequences") == 16
+
+
+def test_another_configuration_under_the_same_path(world, tmp_path):
+    model = Path(shutil.copytree(world.teacher["causal"], tmp_path / "model"))
+    both = {"teachers__teacher": {"load": str(model), "store": str(tmp_path / "store")}}
+    harvest(world, tmp_path / "store", **both)
+    said = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(said | {"transformers_version": "0"}))
+    learn(world, tmp_path / "run", tmp_path / "store", **both)
+    (model / "config.json").write_text(json.dumps(said | {"rms_norm_eps": 0.5}))
+    with pytest.raises(FolderError, match=r"is another one: its teacher\.weights is"):
+        learn(world, tmp_path / "other", tmp_path / "store", **both)
+
+
+def test_a_store_is_enough_when_its_model_is_gone(world, tmp_path):
+    model = Path(shutil.copytree(world.teacher["causal"], tmp_path / "model"))
+    both = {"teachers__teacher": {"load": str(model), "store": str(tmp_path / "store")}}
+    harvest(world, tmp_path / "store", **both)
+    shutil.rmtree(model)
+    learn(world, tmp_path / "run", tmp_path / "store", **both)
+    both["teachers__teacher"]["load"] = str(tmp_path / "another")
+    with pytest.raises(FolderError, match="is another one"):
+        learn(world, tmp_path / "other", tmp_path / "store", **both)
+
+
+def test_a_temperature_twice_is_held_once(world, tmp_path):
+    store = harvest(world, tmp_path / "store", teach={**TOPK, "temperatures": [1.0, 1.0]})
+    assert store.manifest.form.temperatures == (1.0,)
+    learn(world, tmp_path / "run", tmp_path / "store")
+
+
+@pytest.mark.parametrize("where", ["model", "./store/../model", "other/../store", "a\0b"])
+def test_a_folder_of_its_own(world, tmp_path, where):
+    (tmp_path / "other").mkdir()
+    entry = {"load": str(tmp_path / "model"), "store": str(tmp_path / "store")}
+    changes = {"a": entry, "teacher": entry | {"store": str(tmp_path / where)}}
+    raw = world.raw({"name": "plain"}) | {"teachers": changes}
+    assert any(".store " in one for one in problems(decode(Recipe, raw, "a test")))
 
 
 def test_other_weights_under_the_same_path(world, tmp_path):

@@ -22,6 +22,8 @@ DISK_FAULTS = {
     errno.ENAMETOOLONG: "its name is too long; check the path",
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
     errno.EISDIR: "a folder of that name is in the way; move it away",
+    errno.ELOOP: "symbolic links lead back to themselves; check the path",
+    errno.EFBIG: "a file would be larger than is allowed here; raise the limit or choose another folder",
     errno.EEXIST: "a file of that name is in the way; choose another folder",
 }
 
@@ -43,10 +45,14 @@ def replace_text(path: Path, text: str) -> None:
 def replace_bytes(path: Path, content: bytes) -> None:
     """Replace a file in one step."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # writing does not say where
+        raise
     temporary.replace(path)
     sync_folder(path.parent)
 

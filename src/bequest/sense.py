@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,9 +126,7 @@ def _teacher_problems(name: str, teacher: TeacherModel, recipe: Recipe) -> list[
         for source in dict.fromkeys(text.source for text in recipe.data.train):
             if source not in teacher.route:
                 found.append(f"{key}.route has no teacher for the source {source!r} of data.train; add one")
-    stores = [Path(t.store).absolute() for n, t in recipe.teachers.items() if t.store and n != name]
-    if teacher.store and Path(teacher.store).absolute() in stores:
-        found.append(f"{key}.store is another teacher's store, too; give each its own folder")
+    found += _store_problems(name, teacher.store, recipe)
     return found + (_server_problems(key, teacher, recipe) if teacher.server else [])
 
 
@@ -147,6 +146,21 @@ def _server_problems(key: str, teacher: TeacherModel, recipe: Recipe) -> list[st
             "set teach.kind to topk and teach.temperatures to [1], or leave the server out"
         )
     return found
+
+
+def _store_problems(name: str, store: str, recipe: Recipe) -> list[str]:
+    if not store:
+        return []
+    if "\0" in store:
+        return [f"teachers.{name}.store cannot be a folder's name; leave out the null byte"]
+    own = os.path.realpath(store)
+    others = [os.path.realpath(t.store.replace("\0", "")) for n, t in recipe.teachers.items() if t.store and n != name]
+    loads = [os.path.realpath(t.load.replace("\0", "")) for t in recipe.teachers.values() if t.load]
+    if own in others:
+        return [f"teachers.{name}.store is another teacher's store, too; give each its own folder"]
+    if own in loads:
+        return [f"teachers.{name}.store is the folder of a model; give the store its own folder"]
+    return []
 
 
 def _student_problems(student: Student, objective: str) -> list[str]:

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import sense
+from ..types import ModelError
+
+FAR = 0.05
+"""Nats by which bf16 and another machine do not change a token's log-probability on average."""
 
 
 def command(path: Path, overrides: tuple[str, ...]) -> None:
@@ -42,7 +46,9 @@ def inspect(folder: Path, path: Path | None, overrides: tuple[str, ...]) -> None
         print(
             f"against the live teacher, {found['rows']:,} rows: {what} {found['kl']:.5f} +- {found['kl_error']:.5f} nats;"
         )
-        print(f"log-probabilities of the text differ by {found['target']:.5f} nats at most")
+        print(f"log-probabilities of the text differ by {found['target']:.5f} nats on average")
+        if found["target"] > FAR:
+            raise ModelError(f"{folder} does not hold what this teacher says; harvest it again into another store")
 
 
 def _show(title: str, found: Mapping[str, Any]) -> None:
@@ -55,6 +61,9 @@ def _show(title: str, found: Mapping[str, Any]) -> None:
     rest = f"mass of the rest {found['rest']:.3f} at temperature {found['temperatures'][0]:g}"
     print(f"  kept       {found['kept_per_row']:.1f} ids per row; {rest}")
     print(f"  the teacher's own loss on it: {found['teacher_loss']:.4f}; harvested for {found['flops']:.4g} FLOPs")
+    if not found["rows"]:
+        print("  nothing is harvested yet")
+        return
     print("  ids kept   rows (of a sample)")
     edges, most = found["kept_from"], max([1, *found["kept_rows"]])
     for edge, rows in zip(edges, found["kept_rows"], strict=True):

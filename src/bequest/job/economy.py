@@ -28,15 +28,16 @@ def sentences(recipe: Recipe, prepared: Prepared, method: Method, runs_ask: floa
     times = runs_ask / max(1, sum(found.sequences for found in asking.values()))
     for name, found in asking.items():
         spec = recipe.teachers[name]
-        yield _stored(name, spec, times) if spec.store else _live(name, recipe, prepared, found, times)
+        yield _stored(name, spec, found, times) if spec.store else _live(name, recipe, prepared, found, times)
 
 
-def _stored(name: str, spec: TeacherModel, times: float) -> str:
+def _stored(name: str, spec: TeacherModel, found: Asking, times: float) -> str:
     manifest = open_store(Path(spec.store)).manifest
     flops = manifest.total("flops")
+    live = times * found.sequences * flops / max(1.0, manifest.total("sequences"))
     return (
         f"{name}: stored; its store took {flops:.3g} FLOPs once and {manifest.total('bytes') / 1e6:,.1f} MB; "
-        f"asked live about the same text, {_repeated(times)}, the model would cost every run up to {times * flops:.3g} FLOPs"
+        f"live it would cost this run {live:.3g} FLOPs (the text is asked about {_repeated(times)})"
     )
 
 

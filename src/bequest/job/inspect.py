@@ -67,10 +67,17 @@ def against_teacher(store: Store, recipe: Recipe) -> dict[str, float]:
     """The store against its teacher, asked again about a sample of what the recipe asks.
 
     kl: extra KL(live || stored) over the kept ids and the rest, in nats (topk), or the cross-entropy of the draws against
-    the live distribution less its entropy, zero but for chance (sampled), with its standard error. target: the largest
+    the live distribution less its entropy, zero but for chance (sampled), with its standard error. target: the mean
     difference of the realised tokens' log-probabilities.
     """
-    name = next((n for n, t in recipe.teachers.items() if t.load and Path(t.store) == store.folder), None)
+    name = next(
+        (
+            n
+            for n, t in recipe.teachers.items()
+            if t.load and t.store and Path(t.store).resolve() == store.folder.resolve()
+        ),
+        None,
+    )
     if name is None:
         raise RecipeError(
             f"no teacher of the recipe has load and store: {store.folder}; name the recipe it was made with"
@@ -91,7 +98,7 @@ def against_teacher(store: Store, recipe: Recipe) -> dict[str, float]:
     found = [_difference(store, teacher, batches, int(at), where.device) for batches, at in chosen]
     extra_N, target_N = (torch.cat(column) for column in zip(*found, strict=True))
     error = float(extra_N.std() / len(extra_N) ** 0.5)
-    return {"rows": len(extra_N), "kl": float(extra_N.mean()), "kl_error": error, "target": float(target_N.max())}
+    return {"rows": len(extra_N), "kl": float(extra_N.mean()), "kl_error": error, "target": float(target_N.mean())}
 
 
 def _difference(store: Store, teacher: Live, batches: Batches, at: int, device: str) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from ..teach.store import open_store
 from ..teach.stored import Stored
 from ..train.plan import Inputs, Method
 from ..types import DataError, Doc, ModelError, RecipeError, Teacher
-from .stores import opened, tokenizer_of, weights_identity
+from .stores import model_identity, opened, tokenizer_of
 
 PIECE = 1 << 20
 """Documents whose hashes are held at once."""
@@ -123,7 +123,7 @@ def prepare(recipe: Recipe) -> Prepared:
         "training text": [p.store.digest for p in training],
         "tokenizer": vocabulary.identity,
         "teacher": {
-            name: stores[name].fingerprint if spec.store else weights_identity(spec.load)
+            name: stores[name].fingerprint if spec.store else model_identity(spec.load)
             for name, spec in recipe.teachers.items()
         },
     }
@@ -166,7 +166,10 @@ def find_tokenizer(recipe: Recipe) -> Vocabulary:
                     trained.save_pretrained(temporary)
         return tokenizer.load(str(folder))
     models = [*(tokenizer_of(spec) for spec in recipe.teachers.values()), recipe.student.load]
-    return tokenizer.load(wanted.load if wanted else next(filter(None, models)))
+    where = wanted.load if wanted else next(filter(None, models), "")
+    if not where:
+        raise RecipeError("there is no tokenizer to use; give tokenizer, a teacher or student.load")
+    return tokenizer.load(where)
 
 
 def find_objective(recipe: Recipe, vocabulary: Vocabulary) -> Objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..recipe import Recipe, TeacherModel
 from ..teach import store
 from ..teach.store import Packing, Store
 
+SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Keys of a model's configuration that do not change what it computes."""
 DOCUMENTS = "each from its own beginning, unseen by others"
 
 
@@ -31,24 +34,31 @@ def opened(spec: TeacherModel, recipe: Recipe, vocabulary: Vocabulary, objective
         "tokenizer": vocabulary.identity,
         "packing": config.encode(packing(recipe, objective)),
     }
-    if Path(spec.load).is_dir() and spec.load:  # a store is enough: the model may be gone
-        wanted["teacher"] = {"weights": weights_identity(spec.load)}
+    origin = found.manifest.teacher
+    gone = spec.load == origin.lineage["load"] and not Path(spec.load).is_dir()
+    if spec.load and not gone:  # a store is enough
+        wanted["teacher"] = {"weights": model_identity(spec.load)}
     store.require(found, wanted)
     return found
 
 
 def tokenizer_of(spec: TeacherModel) -> str:
-    """Where a teacher's tokenizer is: with its model, or in its store.
+    """Where a teacher's tokenizer is: in its store, or with its model.
 
     Raises FolderError when that store is not there.
     """
-    return spec.load or (str(store.open_store(Path(spec.store)).folder / "tokenizer") if spec.store else "")
+    return str(store.open_store(Path(spec.store)).folder / "tokenizer") if spec.store else spec.load
 
 
-def weights_identity(path: str) -> str:
-    """A fingerprint of a model folder's weights from samples spread over the files; a hub id stands for itself."""
+def model_identity(path: str) -> str:
+    """A fingerprint of a model folder: its configuration, and samples spread over its weights. A hub id stands for itself."""
     files = sorted(Path(path).glob("*.safetensors")) if path else []
-    digest = hashlib.blake2b(digest_size=10)
+    if not files:
+        return path
+    found = json.loads((Path(path) / "config.json").read_text())
+    digest = hashlib.blake2b(
+        config.fingerprint({k: v for k, v in found.items() if k not in SAYS_NOTHING}).encode(), digest_size=10
+    )
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
@@ -56,4 +66,4 @@ def weights_identity(path: str) -> str:
             for sample in range(64):
                 handle.seek(sample * size // 64)
                 digest.update(handle.read(1 << 16))
-    return digest.hexdigest() if files else path
+    return digest.hexdigest()

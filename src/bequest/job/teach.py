@@ -25,7 +25,7 @@ from ..types import ModelError, RecipeError
 from .asked import questions
 from .lineage import predecessor
 from .prepare import Prepared, find_method, find_objective, opener, prepare
-from .stores import packing, weights_identity
+from .stores import model_identity, packing
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class Harvest:
     spec: TeacherModel
     manifest: Manifest
     asked: list[Asked]
-
-    @property
-    def shards(self) -> list[Asked]:
-        """What is to be there in the end."""
-        return [shard for one in self.asked for shard in one.shards(self.manifest.shard_sequences)]
 
 
 def teach(recipe: Recipe) -> dict[str, Store]:
@@ -67,9 +62,9 @@ def teach(recipe: Recipe) -> dict[str, Store]:
         with ExitStack() as stack:
             stack.callback(teacher.release)
             kept = store.create(Path(one.spec.store), one.manifest, tokenizer)
-            total = sum(len(s.keys) for s in one.shards)
+            total = sum(len(asked.keys) for asked in one.asked)
             progress = stack.enter_context(Harvesting(f"{one.name}, {one.manifest.form.name}", total))
-            for done in harvest(kept, teacher, one.shards, rank, ranks):
+            for done in harvest(kept, teacher, one.asked, rank, ranks):
                 progress(done, one.manifest.packing.sequence)
         kept.refresh()
         found[one.name] = kept
@@ -109,7 +104,7 @@ def _manifest(name: str, recipe: Recipe, prepared: Prepared, asked: tuple[float,
     return Manifest(
         format=FORMAT,
         teacher=Origin(
-            weights=weights_identity(spec.load),
+            weights=model_identity(spec.load),
             revision=str(getattr(build.config_of(spec.load, spec.remote_code), "_commit_hash", None) or ""),
             lineage=predecessor(spec.load, recipe.data.objective, spec.remote_code),
         ),
@@ -118,7 +113,7 @@ def _manifest(name: str, recipe: Recipe, prepared: Prepared, asked: tuple[float,
         form=form_of(name, recipe, vocabulary, asked),
         seed=recipe.teach.seed,
         precision="server" if spec.server else recipe.train.precision,
-        shard_sequences=max(1, recipe.teach.shard_tokens // recipe.data.sequence),
+        shard_tokens=recipe.teach.shard_tokens,
     )
 
 
@@ -128,7 +123,7 @@ def form_of(name: str, recipe: Recipe, vocabulary: Vocabulary, asked: tuple[floa
     Raises RecipeError when the method asks at temperatures that it would not hold.
     """
     teach = recipe.teach
-    temperatures = teach.temperatures or asked
+    temperatures = tuple(dict.fromkeys(teach.temperatures)) or asked
     if missing := [t for t in asked if t not in temperatures]:
         raise RecipeError(
             f"the method asks the teacher {name} at temperature {missing[0]:g}, which teach.temperatures leaves out; add it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,6 +91,8 @@ def _explicit(part: Signal, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class Ensembled:
     """The weighted mean of several teachers' distributions.
 
+    The divergence from a mean that holds draws is told as the mean of the members' divergences: of the mean's own
+    entropy draws know nothing.
     Where a member keeps few ids, its mass on any other is not known: the mean keeps the ids that every member knows,
     and everything else is its rest.
     """
@@ -123,6 +125,13 @@ class _Mean:
 
     def __getitem__(self, rows: Any) -> Signal:
         parts = [(answer[rows], weight) for answer, weight in self.answers]
+        found = self._mean(parts)
+        if all(part.whole_entropy_N is None for part, _ in parts):
+            return found
+        entropy_C = sum((weight * part.entropy() for part, weight in parts), torch.zeros_like(found.logp_NK[:, 0]))
+        return replace(found, whole_entropy_N=entropy_C)
+
+    def _mean(self, parts: Sequence[tuple[Signal, float]]) -> Signal:
         dense = [weight * part.logp_NK.exp() for part, weight in parts if part.ids_NK is None]
         if not dense:
             return _mean(parts, None)

@@ -6,7 +6,7 @@ processes, interrupted as often as one likes, makes the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -46,6 +46,12 @@ class Asked:
             some = slice(first, first + sequences)
             yield Asked(self.batches, self.places[some], self.keys[some])
 
+    def without(self, store: Store) -> Asked:
+        """Those that a store lacks."""
+        missing = set(store.missing(self.keys))
+        lacking = np.array([key in missing for key in self.keys], bool)
+        return Asked(self.batches, self.places[lacking], tuple(key for key in self.keys if key in missing))
+
     @property
     def name(self) -> str:
         """Of the shard that holds these sequences."""
@@ -78,17 +84,18 @@ class Told(Protocol):
         ...
 
 
-def harvest(store: Store, teacher: Told, shards: list[Asked], rank: int, ranks: int) -> Iterator[Harvested]:
-    """Make the shards that are missing; yields one after another, and ends when all of them are there.
+def harvest(store: Store, teacher: Told, asked: Iterable[Asked], rank: int, ranks: int) -> Iterator[Harvested]:
+    """Make shards of the sequences that are missing; yields one after another, and ends when all of them are there.
 
-    Each of several processes begins at another place. What another process works on is left for the end and waited for.
+    What is missing is cut into whole shards, of which only the last is shorter: without some of these shards it is cut
+    into the others. So every process, whenever it begins, finds the same ones. Each of several processes begins at
+    another place. What another process works on is left for the end and waited for.
     """
-    left = []
-    for shard in shards:
-        if store.missing(shard.keys):
-            left.append(shard)
-        else:
-            yield Harvested(len(shard.keys), made=False)
+    left: list[Asked] = []
+    for one in asked:
+        missing = one.without(store)
+        yield Harvested(len(one.keys) - len(missing.keys), made=False)
+        left += missing.shards(store.manifest.shard_sequences)
     start = rank * len(left) // ranks
     left = left[start:] + left[:start]
     for wait in (False, True):

@@ -110,4 +110,10 @@ def _likeliest(logp_CV: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def without_rest(signal: Signal) -> Signal:
     """The kept entries scaled up to one, as the paper does it; biased (Qin et al. 2022, section 4.1)."""
-    return replace(signal, logp_NK=signal.logp_NK.log_softmax(-1), logrest_N=None)
+    scaled = replace(signal, logp_NK=signal.logp_NK.log_softmax(-1), logrest_N=None, whole_entropy_N=None)
+    if signal.whole_entropy_N is None or signal.logrest_N is None:
+        return replace(scaled, whole_entropy_N=signal.whole_entropy_N)
+    # Beside rows with a rest there may be rows of draws, which have none and know their entropy.
+    return replace(
+        scaled, whole_entropy_N=torch.where(signal.logrest_N == -torch.inf, signal.whole_entropy_N, scaled.entropy())
+    )

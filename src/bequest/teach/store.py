@@ -88,8 +88,13 @@ class Manifest(Config):
     """Of the draws."""
     precision: str
     """Of the teacher's forward pass."""
-    shard_sequences: Count
+    shard_tokens: Count
     shards: tuple[ShardEntry, ...] = ()
+
+    @property
+    def shard_sequences(self) -> int:
+        """Of a shard that is not the last."""
+        return max(1, self.shard_tokens // self.packing.sequence)
 
     def total(self, name: str) -> float:
         """One of the shards' counts, summed."""
@@ -232,7 +237,7 @@ class _Shard:
             found: dict[str, Any] = {name: file.get_tensor(name) for name in INDEX}
             self.payload: Any = file.get_slice("payload")
         except FileNotFoundError:
-            raise store.damaged(entry.name, "it is not there") from None
+            raise DataError(f"the store {store.folder} lacks {path.name}; bequest teach makes it again") from None
         except SafetensorError as error:
             raise store.damaged(entry.name, str(error)) from None
         if _crc(found) != entry.index:
@@ -344,7 +349,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         found = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FolderError(f"there is no store in {folder}; bequest teach RECIPE makes one") from None
     except ValueError:
         found = None
