@@ -179,7 +179,7 @@ def test_on_to_the_plan(world: World, file: Path):
     """What decodes goes on: every problem is a sentence, and without any there is a plan."""
     planned = []
 
-    @settings(FUZZ, max_examples=60)
+    @settings(FUZZ, max_examples=100)
     @given(raw=spoiled(world.raw({"name": "ki", "until": 0.5}), SMALL, 2))
     def on(raw):
         file.write_text(yaml.safe_dump(raw, allow_unicode=True, sort_keys=False), encoding="utf-8", errors="replace")
