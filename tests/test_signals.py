@@ -214,3 +214,16 @@ def test_draws_are_unbiased_and_renormalised_likeliest_are_not(temperature):
     spread = torch.stack([s for _, s in found]).std(0) / seeds**0.5
     biased = ((renormalised - slope) / spread)[spread > 1e-7]
     assert biased.square().mean() > 100
+
+
+@pytest.mark.parametrize("temperatures", [(0.5, 1.0), (2.0, 1.0), (0.5, 3.0), (3.0, 1.0, 0.5)])
+def test_every_temperature_finds_its_own_rest(temperatures):
+    """In whichever order they are held, with 1 among them or not."""
+    logits = logits_of(30, 400)
+    how = form(400, temperatures=temperatures)
+    held = kept(logits, how)
+    for temperature in temperatures:
+        said, whole = signal(held, how, temperature), (logits / temperature).log_softmax(-1)
+        assert torch.allclose(said.logp_NK, whole.gather(1, said.ids_NK), atol=1e-5)
+        rest = whole.exp().scatter(1, said.ids_NK, 0.0).sum(-1)
+        assert torch.allclose(said.logrest_N.exp(), rest, atol=1e-6)

@@ -365,6 +365,8 @@ def test_a_damaged_shard_is_named_and_mended(world, copy, tmp_path, how):
     damaged = rf"is damaged \({path.name}: .*delete that file and run bequest teach again"
     with pytest.raises(DataError, match=f"lacks {path.name}" if how == "deleted" else damaged):
         learn(world, tmp_path / "run", copy)
+    with pytest.raises(DataError, match=f"lacks {path.name}" if how == "deleted" else damaged):
+        open_store(copy).verify()
     path.unlink(missing_ok=True)
     harvest(world, copy)
     assert content(copy) == whole

@@ -123,7 +123,7 @@ def form_of(name: str, recipe: Recipe, vocabulary: Vocabulary, asked: tuple[floa
     Raises RecipeError when the method asks at temperatures that it would not hold.
     """
     teach = recipe.teach
-    temperatures = tuple(dict.fromkeys(teach.temperatures)) or asked
+    temperatures = tuple(sorted(set(teach.temperatures))) or asked
     if missing := [t for t in asked if t not in temperatures]:
         raise RecipeError(
             f"the method asks the teacher {name} at temperature {missing[0]:g}, which teach.temperatures leaves out; add it"

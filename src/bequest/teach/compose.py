@@ -91,10 +91,9 @@ def _explicit(part: Signal, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class Ensembled:
     """The weighted mean of several teachers' distributions.
 
-    The divergence from a mean that holds draws is told as the mean of the members' divergences: of the mean's own
-    entropy draws know nothing.
     Where a member keeps few ids, its mass on any other is not known: the mean keeps the ids that every member knows,
-    and everything else is its rest.
+    and everything else is its rest. The divergence from a mean that holds draws is told as the mean of the members'
+    divergences: of the mean's own entropy draws know nothing.
     """
 
     members: Sequence[tuple[Teacher, float]]
@@ -125,22 +124,24 @@ class _Mean:
 
     def __getitem__(self, rows: Any) -> Signal:
         parts = [(answer[rows], weight) for answer, weight in self.answers]
-        found = self._mean(parts)
+        found = _mixture(parts)
         if all(part.whole_entropy_N is None for part, _ in parts):
             return found
         entropy_C = sum((weight * part.entropy() for part, weight in parts), torch.zeros_like(found.logp_NK[:, 0]))
         return replace(found, whole_entropy_N=entropy_C)
 
-    def _mean(self, parts: Sequence[tuple[Signal, float]]) -> Signal:
-        dense = [weight * part.logp_NK.exp() for part, weight in parts if part.ids_NK is None]
-        if not dense:
-            return _mean(parts, None)
-        dense_CV = sum(dense[1:], dense[0])
-        for part, weight in parts:
-            if part.ids_NK is not None and part.logrest_N is None:  # every id has its place, and so have draws
-                dense_CV = dense_CV.scatter_add(1, part.ids_NK, weight * part.logp_NK.exp())
-        kept = [(part, weight) for part, weight in parts if part.logrest_N is not None]
-        return _mean(kept, dense_CV) if kept else Signal(None, dense_CV.log(), None)
+
+def _mixture(parts: Sequence[tuple[Signal, float]]) -> Signal:
+    """The mean: dense where a member is and none has a rest, else with ids."""
+    dense = [weight * part.logp_NK.exp() for part, weight in parts if part.ids_NK is None]
+    if not dense:
+        return _mean(parts, None)
+    dense_CV = sum(dense[1:], dense[0])
+    for part, weight in parts:
+        if part.ids_NK is not None and part.logrest_N is None:  # every id has its place, and so have draws
+            dense_CV = dense_CV.scatter_add(1, part.ids_NK, weight * part.logp_NK.exp())
+    kept = [(part, weight) for part, weight in parts if part.logrest_N is not None]
+    return _mean(kept, dense_CV) if kept else Signal(None, dense_CV.log(), None)
 
 
 def _mean(parts: Sequence[tuple[Signal, float]], dense_CV: Tensor | None) -> Signal:

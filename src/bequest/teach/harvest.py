@@ -60,7 +60,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Harvested:
-    """A shard is there: made just now, or found."""
+    """So many sequences are there: a shard made just now or by another process, or what was found."""
 
     sequences: int
     made: bool
@@ -94,7 +94,8 @@ def harvest(store: Store, teacher: Told, asked: Iterable[Asked], rank: int, rank
     left: list[Asked] = []
     for one in asked:
         missing = one.without(store)
-        yield Harvested(len(one.keys) - len(missing.keys), made=False)
+        if found := len(one.keys) - len(missing.keys):
+            yield Harvested(found, made=False)
         left += missing.shards(store.manifest.shard_sequences)
     start = rank * len(left) // ranks
     left = left[start:] + left[:start]

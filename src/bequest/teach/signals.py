@@ -93,7 +93,8 @@ def _masses(logits_CV: Tensor, peak_C1: Tensor, temperature: float) -> Tensor:
 def _likeliest(logits_CV: Tensor, target_C: Tensor, form: Form) -> _Ragged:
     top_CK, ids_CK = largest(logits_CV, min(form.keep or form.vocabulary, form.vocabulary))
     peak_C1 = top_CK[:, :1]
-    kept_CK, normaliser_C, odds = torch.ones_like(ids_CK, dtype=torch.bool), peak_C1[:, 0], []
+    kept_CK, normaliser_C = torch.ones_like(ids_CK, dtype=torch.bool), peak_C1[:, 0]
+    odds: dict[float, Tensor] = {}
     for temperature in dict.fromkeys((1.0, *form.temperatures)):
         mass_CV = _masses(logits_CV, peak_C1, temperature)
         mass_CK = mass_CV.gather(1, ids_CK)
@@ -106,9 +107,10 @@ def _likeliest(logits_CV: Tensor, target_C: Tensor, form: Form) -> _Ragged:
             kept_CK = mass_CK.cumsum(-1) - mass_CK < form.top_p * total_C[:, None] if form.top_p < 1 else kept_CK
         if temperature in form.temperatures:
             left_C = rest_C + (mass_CK * ~kept_CK).sum(-1)
-            odds.append(left_C.log() - (mass_CK * kept_CK).sum(-1).log())
+            odds[temperature] = left_C.log() - (mass_CK * kept_CK).sum(-1).log()
     logp_target_C = logits_CV.gather(1, target_C[:, None])[:, 0] - normaliser_C
-    return _Ragged(ids_CK, top_CK - normaliser_C[:, None], kept_CK, torch.stack([logp_target_C, *odds], 1))
+    scalars_CS = torch.stack([logp_target_C, *(odds[temperature] for temperature in form.temperatures)], 1)
+    return _Ragged(ids_CK, top_CK - normaliser_C[:, None], kept_CK, scalars_CS)
 
 
 def _drawn(logits_CV: Tensor, target_C: Tensor, form: Form, uniform_Cn: Tensor) -> _Ragged:

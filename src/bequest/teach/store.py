@@ -164,6 +164,7 @@ class Store:
 
         Raises DataError that names the first shard that is not what was written.
         """
+        _ = self._index  # all shards are there, and as long as they were
         for shard in self.manifest.shards:
             path = self.folder / f"{shard.name}.safetensors"
             digest = hashlib.blake2b(digest_size=16)
@@ -310,7 +311,7 @@ def create(folder: Path, manifest: Manifest, tokenizer: Mapping[str, bytes]) -> 
         else:
             (folder / "tokenizer").mkdir(exist_ok=True)
             for name, content in tokenizer.items():
-                (folder / "tokenizer" / name).write_bytes(content)
+                replace_bytes(folder / "tokenizer" / name, content)
         _write_manifest(folder, manifest)
     return Store(folder, manifest)
 
