@@ -14,7 +14,7 @@ from ..types import Answer, Batch, Signal, Teacher
 
 @dataclass(frozen=True)
 class Routed:
-    """Sequences of each source go to that source's teacher (Qin et al. 2022, section 4.4: one teacher per domain)."""
+    """Sequences of each source go to that source's teacher (Qin et al. 2022: one teacher per domain)."""
 
     teachers: Mapping[str, Teacher]
     """By source."""
