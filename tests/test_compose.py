@@ -79,7 +79,7 @@ def student_of(batch: Batch, seed: int = 99, dtype=torch.float32) -> torch.Tenso
 
 def loss_and_slope(student: torch.Tensor, said: Signal) -> tuple[torch.Tensor, torch.Tensor]:
     leaf = student.clone().requires_grad_()
-    loss = terms.divergence(1.0, 1.0)(leaf, Chunk(torch.zeros(len(leaf), dtype=torch.long), said), Clock(0, 1))
+    loss = terms.Divergence(1.0, 1.0)(leaf, Chunk(torch.zeros(len(leaf), dtype=torch.long), said), Clock(0, 1))
     return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
 
 

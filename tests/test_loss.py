@@ -27,13 +27,13 @@ def dense(logits, temperature=1.0):
     ("temperature", "value"), [(1.0, 0.912983), (2.0, 1.091222), (10.0, 1.0446), (100.0, 1.0050), (1000.0, 1.0005)]
 )
 def test_divergence_at_temperatures(temperature, value):
-    loss, _ = gradient(terms.divergence(temperature, temperature**2), STUDENT, dense(TEACHER, temperature))
+    loss, _ = gradient(terms.Divergence(temperature, temperature**2), STUDENT, dense(TEACHER, temperature))
     assert loss.item() == pytest.approx(value, abs=1e-4)
 
 
 def test_half_of_each_at_temperature_two():
     target = torch.tensor([0])
-    kl, kl_slope = gradient(terms.divergence(2.0, 4.0), STUDENT, dense(TEACHER, 2.0))
+    kl, kl_slope = gradient(terms.Divergence(2.0, 4.0), STUDENT, dense(TEACHER, 2.0))
     ce, ce_slope = gradient(terms.next_token, STUDENT, None, target)
     assert ce.item() == pytest.approx(1.551445, abs=1e-6)
     assert (0.5 * kl + 0.5 * ce).item() == pytest.approx(1.321333, abs=1e-6)
@@ -45,10 +45,10 @@ def test_renormalised_is_biased_and_the_rest_bucket_is_not():
 
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
     signal = kept(logits, 2)
-    loss, slope = gradient(terms.divergence(1.0, 1.0), logits, without_rest(signal))
+    loss, slope = gradient(terms.Divergence(1.0, 1.0), logits, without_rest(signal))
     assert loss.item() == pytest.approx(0.126928, abs=1e-6)
     assert slope[0].tolist() == pytest.approx([-0.087144, -0.032059, 0.087144, 0.032059], abs=1e-6)
-    loss, slope = gradient(terms.divergence(1.0, 1.0), logits, signal)
+    loss, slope = gradient(terms.Divergence(1.0, 1.0), logits, signal)
     assert loss.abs().max() < 1e-15
     assert slope.abs().max() < 1e-15
 
@@ -58,8 +58,8 @@ def test_rest_bucket_is_a_lower_bound_with_the_known_gradient(keep):
     """On kept ids p - t, elsewhere p (M - Q) / (1 - Q); rows of the gradient sum to zero."""
     student, teacher, _ = case()
     signal = kept(teacher, keep)
-    loss, slope = gradient(terms.divergence(1.0, 1.0), student, signal)
-    whole, _ = gradient(terms.divergence(1.0, 1.0), student, dense(teacher))
+    loss, slope = gradient(terms.Divergence(1.0, 1.0), student, signal)
+    whole, _ = gradient(terms.Divergence(1.0, 1.0), student, dense(teacher))
     assert (loss <= whole + 1e-12).all()
     p, t = student.softmax(-1), signal.logp_NK.exp()
     Q, M = p.gather(-1, signal.ids_NK).sum(-1, keepdim=True), t.sum(-1, keepdim=True)
@@ -71,8 +71,8 @@ def test_rest_bucket_is_a_lower_bound_with_the_known_gradient(keep):
 def test_constants_added_to_logits_change_nothing():
     student, teacher, _ = case()
     signal = kept(teacher + 100.0, 5)
-    one, _ = gradient(terms.divergence(2.0, 4.0), student, kept(teacher, 5))
-    two, _ = gradient(terms.divergence(2.0, 4.0), student - 50.0, signal)
+    one, _ = gradient(terms.Divergence(2.0, 4.0), student, kept(teacher, 5))
+    two, _ = gradient(terms.Divergence(2.0, 4.0), student - 50.0, signal)
     assert torch.allclose(one, two, atol=1e-10)
 
 
@@ -80,7 +80,7 @@ def test_uniform_teacher_is_label_smoothing():
     student, _, _ = case()
     size = student.shape[1]
     uniform = Signal(None, torch.full_like(student, -math.log(size)), None)
-    loss, _ = gradient(terms.divergence(1.0, 1.0), student, uniform)
+    loss, _ = gradient(terms.Divergence(1.0, 1.0), student, uniform)
     assert torch.allclose(loss, -student.log_softmax(-1).mean(-1) - math.log(size), atol=1e-12)
 
 
@@ -89,7 +89,7 @@ def test_uniform_teacher_is_label_smoothing():
 def test_extreme_logits_stay_finite(scale, keep):
     student, teacher, _ = case(dtype=torch.float32)
     for left, right in ((student * scale, teacher), (student, teacher * scale), (student * scale, teacher * scale)):
-        loss, slope = gradient(terms.divergence(1.0, 1.0), left, kept(right, keep))
+        loss, slope = gradient(terms.Divergence(1.0, 1.0), left, kept(right, keep))
         assert torch.isfinite(loss).all()
         assert torch.isfinite(slope).all()
 
@@ -100,8 +100,8 @@ def test_a_sure_student_keeps_an_exact_rest():
     logits[0, :32] = 24.0
     teacher = logits.clone()
     teacher[0, 0] = 25.0
-    _, exact = gradient(terms.divergence(1.0, 1.0), logits, kept(teacher, 32))
-    _, single = gradient(terms.divergence(1.0, 1.0), logits.float(), kept(teacher.float(), 32))
+    _, exact = gradient(terms.Divergence(1.0, 1.0), logits, kept(teacher, 32))
+    _, single = gradient(terms.Divergence(1.0, 1.0), logits.float(), kept(teacher.float(), 32))
     outside = exact[0, 32:]
     assert ((single[0, 32:] - outside).abs() / outside.abs()).max() < 1e-3
 
@@ -109,7 +109,7 @@ def test_a_sure_student_keeps_an_exact_rest():
 def test_teacher_with_fewer_ids_than_the_student():
     """Padded student rows get no mass from the teacher."""
     student, teacher, _ = case()
-    loss, slope = gradient(terms.divergence(1.0, 1.0), student, dense(teacher[:, :30]))
+    loss, slope = gradient(terms.Divergence(1.0, 1.0), student, dense(teacher[:, :30]))
     p = teacher[:, :30].softmax(-1)
     expected = (p * (p.log() - student.log_softmax(-1)[:, :30])).sum(-1)
     assert torch.allclose(loss, expected, atol=1e-12)

@@ -165,7 +165,7 @@ def test_draws_come_from_what_is_allowed(keep, top_p, temperature):
 
 def loss_and_slope(student: torch.Tensor, said: Signal, temperature: float = 1.0):
     leaf = student.clone().requires_grad_()
-    loss = terms.divergence(temperature, 1.0)(leaf, Chunk(torch.zeros(len(leaf), dtype=torch.long), said), Clock(0, 1))
+    loss = terms.Divergence(temperature, 1.0)(leaf, Chunk(torch.zeros(len(leaf), dtype=torch.long), said), Clock(0, 1))
     return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
 
 

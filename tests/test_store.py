@@ -98,7 +98,7 @@ def test_quantised_signals_are_within_their_step(world, tmp_path, objective, tem
     assert (buckets[0] - buckets[1])[:, -1].abs().max() <= 2e-3
 
     student = torch.randn(len(batch.rows.index_N), world.vocabulary[objective].size)
-    results = [laws.gradient(terms.divergence(temperature, 1.0), student, one, batch.rows.target_N) for one in said]
+    results = [laws.gradient(terms.Divergence(temperature, 1.0), student, one, batch.rows.target_N) for one in said]
     moved = (results[0][1] - results[1][1]).abs().sum(-1) * temperature
     assert moved.max() <= math.exp(delta) - 1
     assert moved.mean() <= STEP / 2
@@ -125,7 +125,7 @@ def test_a_step_at_the_first_weights_equals_the_dense_one(world, tmp_path):
     live = Live(lambda: make_model("llama", world.vocabulary["causal"], 7), 300, 0, nullcontext)
     student = torch.randn(len(batch.rows.index_N), 300)
     dense, stored = (
-        laws.gradient(terms.divergence(1.0, 1.0), student, t(batch, 1.0)[slice(None)])
+        laws.gradient(terms.Divergence(1.0, 1.0), student, t(batch, 1.0)[slice(None)])
         for t in (live, Stored(lambda: store))
     )
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(dense, stored, strict=True))

@@ -129,8 +129,8 @@ class Signal:
     """What a predecessor says about some rows, at the temperature it was asked for.
 
     `ids_NK` are the kept ids, or None when every id is kept, in order. `logrest_N` is the log of the mass of all the
-    ids that are not kept, or None when nothing is left over (all kept, drawn, or renormalised). Rows that keep fewer
-    than K ids are filled up with their first id at minus infinity.
+    ids that are not kept, or None when nothing is left over (all kept, drawn, or renormalised). A row's ids differ; one
+    that keeps fewer than K is filled up with any ids at minus infinity: those are not kept.
     """
 
     ids_NK: Tensor | None

@@ -10,10 +10,10 @@ import torch
 
 from ..data.batches import Batches
 from ..device import Place
-from ..loss import terms
-from ..loss.project import project
+from ..loss.project import Addend, project
+from ..loss.terms import next_token
 from ..model.language import LanguageModel
-from ..types import Batch, Chunk, Clock
+from ..types import Batch, Clock
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def total_loss(model: LanguageModel, batches: Iterable[Batch], place: Place) -> 
         if not len(target_N):
             continue
         with place.autocast():
-            score = lambda logits, rows, t=target_N: terms.next_token(logits, Chunk(t[rows], None), Clock(0, 1))
-            nats += project(model.features(batch), model.head, [score], [1.0])[0].item()
+            addends = [Addend(next_token, 1.0)]
+            nats += project(model.features(batch), model.head, target_N, addends, Clock(0, 1))[0].item()
         count += len(target_N)
     model.train(training)
     return nats, count

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from ..types import Answer, Batch, Chunk, Clock, Loss, Teacher, Term
+from ..types import Batch, Clock, Loss, Teacher, Term
 from . import terms
-from .project import project
+from .project import Addend, project
 from .schedule import Schedule, constant
 
 
@@ -29,7 +27,7 @@ next_token = Part("next_token", terms.next_token)
 
 def distil(teacher: Teacher, temperature: float = 1.0, factor: float | None = None, name: str = "distil") -> Part:
     """`factor` x KL(teacher || student) at a temperature; the factor is temperature² unless given, as in Qin et al. 2022."""
-    return Part(name, terms.divergence(temperature, temperature**2 if factor is None else factor), teacher, temperature)
+    return Part(name, terms.Divergence(temperature, temperature**2 if factor is None else factor), teacher, temperature)
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,11 @@ class Weighted:
         asked = self.asked(clock)
         answers = {key: teacher(batch, key[1]) for key, teacher in asked.items()}
         flops = sum(teacher.flops(batch) for teacher in asked.values())
-        scores = [_score(part, answers.get((id(part.teacher), part.temperature)), batch, clock) for _, part in active]
-        weights = [w / batch.rows_total for w, _ in active]
-        total, sums_S = project(model.features(batch), model.head, scores, weights)
+        addends = [
+            Addend(part.term, weight / batch.rows_total, answers.get((id(part.teacher), part.temperature)))
+            for weight, part in active
+        ]
+        total, sums_S = project(model.features(batch), model.head, batch.rows.target_N, addends, clock)
         parts = {part.name: sums_S[i] / batch.rows_total for i, (_, part) in enumerate(active)}
         return Loss(total, parts, sum(w for w, part in active if part.teacher is not None), flops)
 
@@ -85,14 +85,6 @@ class Weighted:
         for _, part in self.parts:
             if part.teacher is not None and ended[id(part.teacher)]:
                 part.teacher.release()
-
-
-def _score(part: Part, answer: Answer | None, batch: Batch, clock: Clock) -> Any:
-    def score(logits_CV: Tensor, rows: slice) -> Tensor:
-        chunk = Chunk(batch.rows.target_N[rows], None if answer is None else answer[rows])
-        return part.term(logits_CV, chunk, clock)
-
-    return score
 
 
 def weighted(*parts: tuple[Schedule | float, Part]) -> Weighted:

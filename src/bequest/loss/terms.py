@@ -1,11 +1,16 @@
-"""Terms: what is asked of a chunk of logits. Pure functions `(logits_CV, chunk, clock) -> loss_C`, in fp32."""
+"""Terms: what is asked of a chunk of logits. Pure functions `(logits_CV, chunk, clock) -> loss_C`, in fp32.
+
+They say what the losses are; of `next_token` with a `Divergence` the kernels know the gradient in closed form.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..types import Chunk, Clock, Signal, Term
+from ..types import Chunk, Clock, Signal
 
 
 def next_token(logits_CV: Tensor, chunk: Chunk, clock: Clock) -> Tensor:
@@ -13,21 +18,24 @@ def next_token(logits_CV: Tensor, chunk: Chunk, clock: Clock) -> Tensor:
     return nn.functional.cross_entropy(logits_CV, chunk.target_C, reduction="none")
 
 
-def divergence(temperature: float, factor: float) -> Term:
+@dataclass(frozen=True)
+class Divergence:
     """`factor` x KL(teacher || student), both at `temperature` (Hinton et al. 2015; Qin et al. 2022, section 3.1).
 
     With kept entries and a rest, the rest is one bucket on both sides: a teacher that equals the student then gives
     exactly no gradient, and with all entries kept it is the dense divergence.
     """
 
-    def term(logits_CV: Tensor, chunk: Chunk, clock: Clock) -> Tensor:
-        assert chunk.signal_C is not None
-        tempered_CV = logits_CV / temperature
-        if chunk.signal_C.ids_NK is None:
-            return factor * _dense(tempered_CV, chunk.signal_C)
-        return factor * _kept(tempered_CV, chunk.signal_C, chunk.signal_C.ids_NK)
+    temperature: float = 1.0
+    factor: float = 1.0
 
-    return term
+    def __call__(self, logits_CV: Tensor, chunk: Chunk, clock: Clock) -> Tensor:
+        """The divergence of each row, [C]."""
+        assert chunk.signal_C is not None
+        tempered_CV = logits_CV / self.temperature
+        if chunk.signal_C.ids_NK is None:
+            return self.factor * _dense(tempered_CV, chunk.signal_C)
+        return self.factor * _kept(tempered_CV, chunk.signal_C, chunk.signal_C.ids_NK)
 
 
 def _dense(logits_CV: Tensor, signal: Signal) -> Tensor:
@@ -42,8 +50,9 @@ def _kept(logits_CV: Tensor, signal: Signal, ids_CK: Tensor) -> Tensor:
     if signal.logrest_N is None:
         return p_CK.sum(-1) * logits_CV.logsumexp(-1) - signal.entropy() - (p_CK * kept_CK).sum(-1)
     # The rest in log space: 1 - sum(kept) would be rounding error once the student is sure of the kept ids.
-    others_C = logits_CV.scatter(-1, ids_CK, -torch.inf).logsumexp(-1)
     filling_CK = signal.logp_NK == -torch.inf
+    without_CK = torch.where(filling_CK, 0.0, -torch.inf).to(logits_CV.dtype)
+    others_C = logits_CV.scatter_add(-1, ids_CK, without_CK).logsumexp(-1)
     all_C = torch.logaddexp(others_C, kept_CK.masked_fill(filling_CK, -torch.inf).logsumexp(-1))
     # A rest of nothing times the log of nothing is nothing; no others: what rounding left of the rest is nothing, too.
     nothing_C = (signal.logrest_N == -torch.inf) | (others_C == -torch.inf)

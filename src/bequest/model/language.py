@@ -26,20 +26,26 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
+    def logits(self, features_CD: Tensor) -> Tensor:
+        """fp32 logits of a chunk of rows (or in the features' own precision if that is higher)."""
+        return self.finish(self.product(features_CD))
+
+    def product(self, features_CD: Tensor) -> Tensor:
+        """`x W^T` in the precision that autocast asks for."""
+        dtype = self.dtype(features_CD)
+        return features_CD.to(dtype) @ self.weight_VD.to(dtype).T
+
     def finish(self, product_CV: Tensor) -> Tensor:
-        """Logits from `x W^T + b`."""
-        logits_CV = product_CV if self.scale == 1.0 else product_CV * self.scale
+        """Logits from `x W^T`, in fp32 at least; the same tensor when nothing is left to do."""
+        logits_CV = product_CV.to(torch.promote_types(product_CV.dtype, torch.float32))
+        if self.bias_V is not None:
+            logits_CV = logits_CV + self.bias_V.to(logits_CV.dtype)
+        logits_CV = logits_CV if self.scale == 1.0 else logits_CV * self.scale
         return logits_CV if self.softcap is None else self.softcap * torch.tanh(logits_CV / self.softcap)
 
-    def logits(self, features_CD: Tensor) -> Tensor:
-        """fp32 logits of a chunk of rows, the product in the precision that autocast asks for."""
-        return self.finish(self.product(features_CD, self.weight_VD.to(self.dtype(features_CD))))
-
-    def product(self, features_CD: Tensor, weight_VD: Tensor) -> Tensor:
-        """`x W^T + b` in fp32, or in the features' own precision if that is higher."""
-        product_CV = features_CD.to(weight_VD.dtype) @ weight_VD.T
-        product_CV = product_CV.to(torch.promote_types(product_CV.dtype, torch.float32))
-        return product_CV if self.bias_V is None else product_CV + self.bias_V.to(product_CV.dtype)
+    def bend(self, logits_CV: Tensor) -> Tensor | float:
+        """The slope of `finish` where it gave these logits."""
+        return self.scale if self.softcap is None else self.scale * (1 - (logits_CV / self.softcap).square_())
 
     def dtype(self, features_CD: Tensor) -> torch.dtype:
         """The precision of the matrix products."""
