@@ -22,9 +22,14 @@ class Place:
     device: str = "cpu"
     precision: str = "fp32"
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which models run."""
-        return torch.autocast(self.device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        return torch.autocast(self.device, self.dtype) if self.precision == "bf16" else nullcontext()
 
 
 def place(device: str, precision: str) -> Place:

@@ -148,7 +148,12 @@ def _closed_(
         else:
             pair = replace(pair, gold_C=weight_C)
     cross_C, divergence_C = slope_(product_CV, head, pair)
-    return [a.term.factor * divergence_C if isinstance(a.term, Divergence) else cross_C for a in addends]
+    losses_SC = []
+    for addend in addends:
+        loss_C = divergence_C if isinstance(addend.term, Divergence) else cross_C
+        assert loss_C is not None
+        losses_SC.append(loss_C * addend.term.factor if isinstance(addend.term, Divergence) else loss_C)
+    return losses_SC
 
 
 def _differentiated_(
