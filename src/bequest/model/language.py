@@ -71,6 +71,7 @@ class LanguageModel(nn.Module):
             raise ModelError(
                 f"{type(model).__name__} has no language-model head that we know; use a causal or masked language model"
             )
+        self._freeze_unread()
         self._check()
 
     @property
@@ -125,6 +126,14 @@ class LanguageModel(nn.Module):
         output, config = self.model.get_output_embeddings(), self.model.config
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         return Head(output.weight, output.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+    def _freeze_unread(self) -> None:
+        """An untied BERT or RoBERTa has a second output bias that nothing reads; DDP would wait for its gradient."""
+        output = self.model.get_output_embeddings()
+        around = self.model.cls.predictions if hasattr(self.model, "cls") else getattr(self.model, "lm_head", output)
+        bias_V = getattr(around, "bias", None)
+        if bias_V is not None and bias_V is not output.bias:
+            bias_V.requires_grad_(False)
 
     @torch.no_grad()
     def _check(self) -> None:
