@@ -29,7 +29,7 @@ class Dense:
     def __getitem__(self, rows: Any) -> Signal:
         with self.precision():
             logits_CV = self.head.logits(self.features_ND[rows])
-        for block_CV in logits_CV.split(rows_in_cache(logits_CV.shape[1], logits_CV.device.type)):
+        for block_CV in torch.split(logits_CV, rows_in_cache(logits_CV.shape[1], logits_CV.device.type)):
             block_CV.copy_(block_CV.div_(self.temperature).log_softmax(-1))
         return Signal(None, logits_CV, None)
 
