@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs bench bench-signals clean
+.PHONY: setup demo test lint docs bench bench-signals bench-step clean
 
 setup: $(VENV)/.installed
 
@@ -34,5 +34,19 @@ bench: setup
 bench-signals: setup
 	OMP_NUM_THREADS=1 $(RUN)/python bench/signals.py
 
+PEERS := .venv-bench
+
+# Peers stay out of .venv. liger-kernel wants triton, which a CPU does not need.
+$(PEERS)/.installed: pyproject.toml constraints.txt bench/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	grep -v '^liger' bench/peers.txt | $(PEERS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement /dev/stdin
+	grep '^liger' bench/peers.txt | $(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement /dev/stdin
+	touch $@
+
+bench-step: $(PEERS)/.installed
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python bench/step.py
+
 clean:
-	rm -rf $(VENV) runs docs/_build
+	rm -rf $(VENV) $(PEERS) runs docs/_build
