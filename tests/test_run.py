@@ -91,6 +91,14 @@ def test_fresh_optimiser_differs_from_a_carried_one(world, tmp_path, stages):
     assert not same_bits(weights(tmp_path / "carry"), weights(tmp_path / "fresh"))
 
 
+@pytest.mark.parametrize("objective", ["causal", "masked"])
+def test_activations_computed_again_are_the_same_bits(world, tmp_path, objective):
+    changes = {"train__tokens": 512, "student__dropout": 0.1}
+    world.run(tmp_path / "kept", {"name": "ki"}, objective, **changes)
+    world.run(tmp_path / "again", {"name": "ki"}, objective, train__activation_checkpointing=True, **changes)
+    assert same_bits(weights(tmp_path / "kept"), weights(tmp_path / "again"))
+
+
 def test_compiled_blocks_train_alike(world, tmp_path):
     plain = world.run(tmp_path / "plain", {"name": "plain"}, train__tokens=512)
     compiled = world.run(tmp_path / "compiled", {"name": "plain"}, train__tokens=512, train__compile=True)

@@ -7,6 +7,7 @@ Registered with transformers under `NAME`; what this is not made for (a GPU, dro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,63 +41,93 @@ def attend(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query_BHTd.dtype
     scaling = query_BHTd.shape[-1] ** -0.5 if scaling is None else scaling
-    out_BTHd: Tensor = _Tiled.apply(  # type: ignore[no-untyped-call]
-        (query_BHTd * scaling).to(dtype), key_BGTd.to(dtype), value_BGTd.to(dtype), attention_mask, bool(causal)
-    )
+    query, key, value = (t.to(dtype).contiguous() for t in (query_BHTd * scaling, key_BGTd, value_BGTd))
+    out_BTHd, *_ = _tiled(query, key, value, attention_mask, bool(causal))
     return out_BTHd, None
 
 
-class _Tiled(torch.autograd.Function):
-    """Softmax of products, tile by tile; G key-value heads serve H / G query heads each."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query_BHTd: Tensor, key_BGTd: Tensor, value_BGTd: Tensor, mask_B1TT: Tensor | None, causal: bool
-    ) -> Tensor:
-        B, H, T, d = query_BHTd.shape
-        G = key_BGTd.shape[1]
-        key, value = key_BGTd.reshape(B * G, T, d), value_BGTd.reshape(B * G, T, d)
-        query = query_BHTd.reshape(B * G, H // G, T, d)
-        out_BTHd = query.new_empty(B, T, H, d)
-        later = torch.full((TILE, TILE), -torch.inf, dtype=query.dtype).triu_(1)
-        tiles = []
-        for a in range(0, T, TILE):
-            e = min(a + TILE, T)
-            seen = e if causal else T
-            score = torch.bmm(query[:, :, a:e].reshape(B * G, -1, d), key[:, :seen].transpose(1, 2))
-            if mask_B1TT is not None:
-                score.view(B, H, e - a, seen).add_(mask_B1TT[:, :, a:e, :seen])
-            elif causal:
-                score.view(B, H, e - a, seen)[..., a:e].add_(later[: e - a, : e - a])
-            p = score.softmax(-1)
-            out_BTHd[:, a:e] = torch.bmm(p, value[:, :seen]).view(B, H, e - a, d).transpose(1, 2)
-            tiles.append(p)
-        ctx.save_for_backward(query, key, value, *tiles)
-        ctx.shape = B, H, G
-        return out_BTHd
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope_BTHd: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *tiles = ctx.saved_tensors
-        B, H, G = ctx.shape
-        T, d = key.shape[1:]
-        to_query, to_key, to_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        last = len(tiles) - 1
-        for number in range(last, -1, -1):  # the last tile sees every key: it begins the sums
-            p, a = tiles[number], number * TILE
-            e, seen = min(a + TILE, T), p.shape[2]
-            slope = slope_BTHd[:, a:e].transpose(1, 2).reshape(B * G, -1, d).to(p.dtype)
-            tile = query[:, :, a:e].reshape(B * G, -1, d)
-            through = torch.bmm(slope, value[:, :seen].transpose(1, 2))
-            to_score = torch._softmax_backward_data(through, p, -1, p.dtype)
-            to_query[:, :, a:e] = torch.bmm(to_score, key[:, :seen]).view(B * G, H // G, e - a, d)
-            parts = torch.bmm(to_score.transpose(1, 2), tile), torch.bmm(p.transpose(1, 2), slope)
-            for total, part in zip((to_key, to_value), parts, strict=True):
-                total[:, :seen].copy_(part) if number == last else total[:, :seen].add_(part)
-        shape = B, -1, T, d
-        return to_query.view(shape), to_key.view(shape), to_value.view(shape), None, None
+# Operators of their own: a compiler takes them as they are instead of unrolling their loops.
 
 
+@torch.library.custom_op("bequest::tiled_attention", mutates_args=())
+def _tiled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> list[Tensor]:
+    """Out [B, T, H, d], and the probabilities of each tile of queries [B G, H / G tile, keys] for the backward pass.
+
+    G key-value heads serve H / G query heads each.
+    """
+    B, H, T, d = query.shape
+    G = key.shape[1]
+    key, value, query = key.reshape(B * G, T, d), value.reshape(B * G, T, d), query.reshape(B * G, H // G, T, d)
+    out_BTHd = query.new_empty(B, T, H, d)
+    later = torch.full((TILE, TILE), -torch.inf, dtype=query.dtype).triu_(1)
+    tiles = []
+    for a, e, seen in _tiles(T, causal):
+        score = torch.bmm(query[:, :, a:e].reshape(B * G, -1, d), key[:, :seen].transpose(1, 2))
+        if mask is not None:
+            score.view(B, H, e - a, seen).add_(mask[:, :, a:e, :seen])
+        elif causal:
+            score.view(B, H, e - a, seen)[..., a:e].add_(later[: e - a, : e - a])
+        tiles.append(score.softmax(-1))
+        out_BTHd[:, a:e] = torch.bmm(tiles[-1], value[:, :seen]).view(B, H, e - a, d).transpose(1, 2)
+    return [out_BTHd, *tiles]
+
+
+@torch.library.custom_op("bequest::tiled_attention_slopes", mutates_args=())
+def _slopes(
+    slope_BTHd: Tensor, query: Tensor, key: Tensor, value: Tensor, tiles: list[Tensor], causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients with respect to query, key and value."""
+    B, H, T, d = query.shape
+    G = key.shape[1]
+    shapes = query.shape, key.shape, value.shape
+    key, value, query = key.reshape(B * G, T, d), value.reshape(B * G, T, d), query.reshape(B * G, H // G, T, d)
+    to_query, to_key, to_value = (
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)
+    )
+    for p, (a, e, seen) in reversed(list(zip(tiles, _tiles(T, causal), strict=True))):
+        slope = slope_BTHd[:, a:e].transpose(1, 2).reshape(B * G, -1, d).to(p.dtype)
+        tile = query[:, :, a:e].reshape(B * G, -1, d)
+        through = torch.bmm(slope, value[:, :seen].transpose(1, 2))
+        to_score = torch._softmax_backward_data(through, p, -1, p.dtype)
+        to_query[:, :, a:e] = torch.bmm(to_score, key[:, :seen]).view(B * G, H // G, e - a, d)
+        parts = torch.bmm(to_score.transpose(1, 2), tile), torch.bmm(p.transpose(1, 2), slope)
+        for total, part in zip((to_key, to_value), parts, strict=True):  # the last tile sees every key: it comes first
+            total[:, :seen].copy_(part) if e == T else total[:, :seen].add_(part)
+    return tuple(t.view(shape) for t, shape in zip((to_query, to_key, to_value), shapes, strict=True))
+
+
+def _tiles(length: int, causal: bool) -> Iterator[tuple[int, int, int]]:
+    """First and last + 1 of each tile of queries, and how many keys it sees."""
+    for first in range(0, length, TILE):
+        end = min(first + TILE, length)
+        yield first, end, end if causal else length
+
+
+@_tiled.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> list[Tensor]:
+    B, H, T, d = query.shape
+    G = key.shape[1]
+    tiles = [query.new_empty(B * G, H // G * (e - a), seen) for a, e, seen in _tiles(T, causal)]
+    return [query.new_empty(B, T, H, d), *tiles]
+
+
+@_slopes.register_fake
+def _(
+    slope_BTHd: Tensor, query: Tensor, key: Tensor, value: Tensor, tiles: list[Tensor], causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    query, key, value, _, ctx.causal = inputs
+    ctx.save_for_backward(query, key, value, *output[1:])
+
+
+def _backward(ctx: Any, slopes: list[Tensor]) -> tuple[Tensor | None, ...]:
+    query, key, value, *tiles = ctx.saved_tensors
+    return (*_slopes(slopes[0], query, key, value, tiles, ctx.causal), None, None)
+
+
+_tiled.register_autograd(_backward, setup_context=_keep)
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -7,6 +7,7 @@ a `LanguageModel`; the loss runs inside its forward, so that wrappers around it 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,6 +95,9 @@ class LanguageModel(nn.Module):
 
     def compile_blocks(self) -> None:
         """Let PyTorch compile each block when it first runs; equal blocks share their code."""
+        # What the compiler says about its own doing.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        warnings.filterwarnings("ignore", ".*Function'> should not be instantiated", DeprecationWarning)
         blocks = [m for m in self.model.base_model.modules() if isinstance(m, GradientCheckpointingLayer)]
         for block in blocks or [self.model.base_model]:
             block.compile(dynamic=False)
@@ -107,7 +111,7 @@ class LanguageModel(nn.Module):
             raise ModelError(
                 f"{type(self.model).__name__} cannot compute its blocks again; set train.activation_checkpointing to false"
             )
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def features(self, batch: Batch) -> Tensor:
         """What the head sees at the selected rows, [N, D]."""
