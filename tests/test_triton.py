@@ -86,12 +86,12 @@ def signals(draw, rows: int, vocabulary: int, generator):
     ids = torch.rand(rows, vocabulary, generator=generator).argsort(-1)[:, :keep]
     gone = torch.rand(rows, keep, generator=generator) < draw(st.sampled_from([0.0, 0.0, 0.4, 1.0]))
     gone[:, : int(kind != "rest")] = False
-    repeated = torch.where(gone, ids[:, -1:], ids)
     outside = draw(st.sampled_from([-30.0, -2.0, 16.0])) * torch.ones(rows, 1)
     if kind != "rest" or keep == vocabulary:  # without other ids there is no mass on them
         outside[:] = -math.inf
         gone[:, :1] = False
     both = torch.cat([logits.gather(1, ids).masked_fill(gone, -math.inf), outside], 1).double().log_softmax(-1).float()
+    repeated = torch.where(gone, ids[:, -1:], ids)
     entropy = torch.rand(rows, generator=generator) if kind == "drawn" else None
     return Signal(repeated, both[:, :-1], both[:, -1] if kind == "rest" else None, entropy)
 
@@ -188,6 +188,17 @@ def test_equal_teacher_leaves_nothing(keep, temperature):
     _, divergence = slope(logits, plain(40), pair)
     assert divergence.abs().max() < 1e-6
     assert logits.abs().max() < 2e-7
+
+
+def test_ids_that_a_dense_teacher_rules_out():
+    """As when all others are kept: no mass times the logarithm of none is nothing."""
+    logits, teacher = torch.randn(3, 40), torch.randn(3, 40).index_fill(1, torch.tensor([0, 17, 39]), -math.inf)
+    logp, ids = teacher.log_softmax(-1), torch.arange(40).expand(3, -1)
+    products, losses = [logits, logits.clone()], []
+    for product, signal in zip(products, (Signal(None, logp, None), Signal(ids, logp, None)), strict=True):
+        losses.append(slope(product, plain(40), Pair(torch.arange(3), torch.ones(3), torch.ones(3), signal)))
+    assert torch.allclose(*products, atol=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*losses, strict=True))
 
 
 def test_rows_of_no_weight_and_no_rows():

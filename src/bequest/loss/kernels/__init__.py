@@ -33,7 +33,7 @@ def slope_(product_CV: Tensor, head: Head, pair: Pair) -> tuple[Tensor | None, T
 
 
 def _in_triton(product_CV: Tensor, pair: Pair) -> bool:
-    """There sums are fp32, which is no float64, and kept ids fill registers, which do not hold a whole vocabulary of them."""
+    """There sums are fp32, which is no float64, and kept ids fill registers, which hold no whole vocabulary of them."""
     ids_CK = None if pair.signal_C is None else pair.signal_C.ids_NK
     if not product_CV.is_cuda or product_CV.dtype == torch.float64 or not importlib.util.find_spec("triton"):
         return False

@@ -77,14 +77,15 @@ def slope_(product_CV: Tensor, head: Head, pair: Pair) -> tuple[Tensor | None, T
 def sizes(vocabulary: int, kept: int) -> dict[str, int]:
     """Of a program: kept ids and logits at once, and warps. By shape alone: what is tried out differs from run to run.
 
-    A thread has 8 logits, or 16 bytes in bf16. A long row gets many warps, so that few rows are under way at once and the second
-    pass finds some of what the first has read in the cache.
+    A thread has 8 logits: 16 bytes in bf16, which it loads at once where rows begin at multiples of them. A long row gets
+    many warps, so that few rows are under way at once and the second pass finds some of what the first has read in the cache.
     """
     held, block = triton.next_power_of_2(max(1, kept)), triton.next_power_of_2(max(128, min(MOST_LOGITS, vocabulary)))
     return {"KEPT": held, "BLOCK": block, "num_warps": max(4, min(16, max(block, held) // 256))}
 
 
-@triton.jit
+# Where a chunk begins within a column must not make another program of this one.
+@triton.jit(do_not_specialize_on_alignment=["target_C", "gold_C", "told_C", "logrest_C", "entropy_C", "ids_CK"])
 def _row(
     product_CV: Pointer, product_stride: Scalar, vocabulary: Scalar,
     bias_V: Pointer, scale: Scalar, softcap: Scalar, cool: Scalar, told_cool: Scalar,
@@ -129,20 +130,20 @@ def _row(
     tl.debug_barrier()  # the tiles are written, and what is special about some ids comes on top
     if dense is not None:
         tl.store(divergence_C + row, divergence)
+    if kept is not None:
+        ids_K, logt_K, _, bend_K = kept
+        value_K = (value_K - tl.where(ids_K == target, gold, 0.0)) * bend_K
+        tl.store(product_V + ids_K, value_K, logt_K != NOTHING)
     if gold_C is not None:
         value = _slope(realised, slope) - gold
         if dense is not None:
             value -= told * tl.exp(_told_logs(logp, target))
         tl.store(product_V + target, value * bend, _outside(kept, target))
-    if kept is not None:
-        ids_K, logt_K, _, bend_K = kept
-        value_K = (value_K - tl.where(ids_K == target, gold, 0.0)) * bend_K
-        tl.store(product_V + ids_K, value_K, logt_K != NOTHING)
 
 
 @triton.jit
 def _load(pointer: Pointer, inside: Block, other: tl.constexpr) -> Block:
-    """In fp32. Without a mask many at once, with one the compiler may load them one by one."""
+    """In fp32. What needs a mask may be loaded one by one, what needs none many at once."""
     found = tl.load(pointer) if inside is None else tl.load(pointer, inside, other)
     return found.to(tl.float32)
 
