@@ -267,8 +267,9 @@ def _bucket(
         logrest = _load(logrest_C + row, None, 0.0)
         m = tl.exp(logrest)
         logq = tl.log(tl.maximum(total, 1.0)) + (largest - top) * cool - whole
-        logq = tl.where(total > 0.0, logq, 0.0)  # of no others: what rounding left of the rest is nothing
+        logq = tl.where(total > 0.0, logq, 0.0)
         divergence += tl.where(m > 0.0, m * (logrest - logq if entropy_C is None else -logq), 0.0)
+        m = tl.where(total > 0.0, m, 0.0)  # no others: what rounding left of the rest is nothing
     # Both say the same; each is a difference of nearly equal numbers where the other is not.
     elsewhere = tl.where(q < 0.5, (M + m) * q - m, M - (M + m) * among)
     return divergence, elsewhere, (M + m) * p_K - t_K
