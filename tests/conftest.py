@@ -13,6 +13,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
+if not torch.cuda.is_available():  # then Triton's kernels are interpreted; it asks once, when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from bequest import sense
 from bequest.config import decode
 from bequest.data import tokenizer as tokenizers
