@@ -14,7 +14,7 @@ from bequest.loss.kernels.pair import Pair
 from bequest.loss.project import Addend
 from bequest.loss.terms import Divergence, next_token
 from bequest.model.language import Head
-from bequest.types import Clock, Signal
+from bequest.types import Chunk, Clock, Signal
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +150,16 @@ def test_extreme_logits_stay_finite(scale, dtype, keep):
     losses = chunked.slope_(product, Head(torch.zeros(50, 1)), pair)
     assert all(torch.isfinite(t).all() for t in (product, *losses))
     assert product.abs().max() <= 2.01
+
+
+def test_others_that_underflow_are_still_a_rest():
+    """200 nats below the kept ids there is a rest, of no mass in fp32: what the teacher gives it is far off, not free."""
+    logits, target = torch.tensor([[200.0, 0.0, 0.0]]), torch.tensor([0])
+    signal = Signal(torch.tensor([[0]]), torch.tensor([[0.5]]).log(), torch.tensor([0.5]).log())
+    _, found = chunked.slope_(logits.clone(), Head(torch.zeros(3, 1)), Pair(target, None, torch.ones(1), signal))
+    exact = Divergence()(logits.double(), Chunk(target, signal), Clock(0, 1))
+    assert found.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert found.item() > 90
 
 
 def test_one_block_compiles_whole():

@@ -21,7 +21,7 @@ from .kernels.pair import Pair
 from .terms import Divergence, next_token
 
 MOST_ROWS = 4096
-BLOCK = 2048
+BLOCK = 1024
 """Ids whose weight's gradient is made at once: small enough for a CPU's cache."""
 
 
@@ -123,7 +123,9 @@ def _chunks(features_ND: Tensor, head: Head) -> Iterator[tuple[slice, Tensor, Te
     """Rows, their features in the precision of the matrix product, and the product; all products share one buffer."""
     vocabulary, dtype = len(head.weight_VD), head.weight_VD.dtype
     size = min(chunk_rows(vocabulary, dtype, features_ND.device), max(1, len(features_ND)))
-    buffer_CV = features_ND.new_empty(size, vocabulary, dtype=dtype)
+    # On a GPU rows begin where whole words can be loaded.
+    stride = vocabulary if features_ND.device.type == "cpu" else -(-vocabulary // 64) * 64
+    buffer_CV = features_ND.new_empty(size, stride, dtype=dtype)[:, :vocabulary]
     for first in range(0, len(features_ND), size):
         rows = slice(first, min(first + size, len(features_ND)))
         chunk_CD = features_ND[rows].detach().to(dtype)
@@ -190,7 +192,7 @@ def _accumulate(
     if head_VD.dtype == slope_CV.dtype:
         torch.addmm(head_VD, slope_CV.T, chunk_CD, beta=begun, out=head_VD)
         return
-    block = BLOCK if slope_CV.device.type == "cpu" else 8 * BLOCK
+    block = BLOCK if slope_CV.device.type == "cpu" else 16 * BLOCK
     for first in range(0, len(head_VD), block):
         ids = slice(first, first + block)
         part_VD = slope_CV[:, ids].T @ chunk_CD

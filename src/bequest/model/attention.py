@@ -35,7 +35,7 @@ def attend(
     """As transformers' attention functions: [B, H, T, d] and an additive mask or none -> [B, T, H, d]."""
     unusual = dropout or query_BHTd.shape[2] != key_BGTd.shape[2] or query_BHTd.device.type != "cpu"
     if unusual or (attention_mask is not None and not attention_mask.is_floating_point()):
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
+        return sdpa_attention_forward(
             module, query_BHTd, key_BGTd, value_BGTd, attention_mask, dropout, scaling, is_causal, **others
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -93,7 +93,7 @@ def _slopes(
         parts = torch.bmm(to_score.transpose(1, 2), tile), torch.bmm(p.transpose(1, 2), slope)
         for total, part in zip((to_key, to_value), parts, strict=True):  # the last tile sees every key: it comes first
             total[:, :seen].copy_(part) if e == T else total[:, :seen].add_(part)
-    return tuple(t.view(shape) for t, shape in zip((to_query, to_key, to_value), shapes, strict=True))
+    return to_query.view(shapes[0]), to_key.view(shapes[1]), to_value.view(shapes[2])
 
 
 def _tiles(length: int, causal: bool) -> Iterator[tuple[int, int, int]]:

@@ -93,7 +93,7 @@ class Ensembled:
 
     Where a member keeps few ids, its mass on any other is not known: the mean keeps the ids that every member knows,
     and everything else is its rest. The divergence from a mean that holds draws is told as the mean of the members'
-    divergences: of the mean's own entropy draws know nothing.
+    divergences: of the mean's own entropy draws know nothing (a dense member gives them a place: then it is the mean's own).
     """
 
     members: Sequence[tuple[Teacher, float]]
@@ -141,7 +141,11 @@ def _mixture(parts: Sequence[tuple[Signal, float]]) -> Signal:
         if part.ids_NK is not None and part.logrest_N is None:  # every id has its place, and so have draws
             dense_CV = dense_CV.scatter_add(1, part.ids_NK, weight * part.logp_NK.exp())
     kept = [(part, weight) for part, weight in parts if part.logrest_N is not None]
-    return _mean(kept, dense_CV) if kept else Signal(None, dense_CV.log(), None)
+    return (
+        _mean(kept, dense_CV)
+        if kept
+        else Signal(None, dense_CV.clamp_min(torch.finfo(dense_CV.dtype).tiny).log(), None)
+    )
 
 
 def _mean(parts: Sequence[tuple[Signal, float]], dense_CV: Tensor | None) -> Signal:

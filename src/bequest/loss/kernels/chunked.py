@@ -109,9 +109,10 @@ def _kept_(logits_CV: Tensor, pair: Pair, signal: Signal, ids_CK: Tensor, told_C
     whole_C = torch.logaddexp(others_C, among_C)
     logp_CK, logq_C = kept_CK - whole_C[:, None], others_C - whole_C
     p_CK, q_C, t_CK = logp_CK.exp(), logq_C.exp(), signal.logp_NK.exp()
-    M_C = t_CK.sum(-1)
+    M_C, none_C = t_CK.sum(-1), others_C == -torch.inf
     m_C = torch.zeros_like(M_C) if signal.logrest_N is None else signal.logrest_N.exp()
-    told_rest_C = m_C * logq_C.masked_fill((m_C == 0) | (q_C == 0), 0.0)
+    m_C = m_C.masked_fill(none_C, 0.0)  # no others: what rounding left of the rest is nothing
+    told_rest_C = m_C * logq_C.masked_fill(none_C, 0.0)
     divergence_C = -signal.entropy() - (t_CK * logp_CK).sum(-1) - told_rest_C
     # Both say the same; each is a difference of nearly equal numbers where the other is not.
     elsewhere_C = torch.where(q_C < 0.5, (M_C + m_C) * q_C - m_C, M_C - (M_C + m_C) * (among_C - whole_C).exp())
