@@ -315,7 +315,8 @@ def test_full_disk_is_one_sentence_and_loses_nothing(world, tmp_path):
         pytest.skip("no small disk can be mounted here")
     try:
         recipe = tmp_path / "recipe.yaml"
-        config.write(world.raw(PLAIN, train__tokens=2560, train__save_every_tokens=128, train__keep=20), recipe)
+        changes = {"train__tokens": 2560, "train__save_every_tokens": 128, "train__keep": 20, "train__threads": 1}
+        config.write(world.raw(PLAIN, **changes), recipe)
         process = start(recipe, disk / "run", world)
         _, errors = process.communicate()
         assert process.returncode == 2, errors
@@ -327,7 +328,7 @@ def test_full_disk_is_one_sentence_and_loses_nothing(world, tmp_path):
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         process = start(recipe, disk / "run", world)
         assert process.wait() == 0
-        train(world.recipe(PLAIN, train__tokens=2560, train__save_every_tokens=128, train__keep=20), tmp_path / "whole")
+        train(world.recipe(PLAIN, **changes), tmp_path / "whole")
         assert same_bits(weights(tmp_path / "whole"), weights(disk / "run"))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)

@@ -188,7 +188,7 @@ def test_bf16_head_sums_in_fp32():
     assert total.item() == pytest.approx(exact.item(), rel=5e-3)
     (slope,) = torch.autograd.grad(total, weight)
     assert slope.dtype == torch.float32
-    assert (slope - exact_slope).norm() < 5e-3 * exact_slope.norm()
+    assert (slope - exact_slope).norm() < 1e-2 * exact_slope.norm()  # features and weights are rounded, too
 
 
 # schedules
