@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs bench bench-signals clean
+.PHONY: setup demo test lint docs bench bench-signals bench-loss clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,9 @@ bench: setup
 
 bench-signals: setup
 	OMP_NUM_THREADS=1 $(RUN)/python bench/signals.py
+
+bench-loss: $(VENV)-bench/.installed
+	OMP_NUM_THREADS=1 $(VENV)-bench/bin/python bench/loss.py $(LOSS)
 
 clean:
 	rm -rf $(VENV) runs docs/_build
