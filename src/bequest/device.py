@@ -1,7 +1,8 @@
-"""Where tensors live and in which precision models run."""
+"""Where tensors live, in which precision models run, and what the C library does with memory that they no longer need."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .recipe import Train
 from .types import RecipeError
 
 # Masked batches differ in their rows, and oneDNN keeps code and buffers for the last 1024 shapes: hundreds of megabytes.
@@ -22,9 +24,14 @@ class Place:
     device: str = "cpu"
     precision: str = "fp32"
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which models run."""
-        return torch.autocast(self.device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        return torch.autocast(self.device, self.dtype) if self.precision == "bf16" else nullcontext()
 
 
 def place(device: str, precision: str) -> Place:
@@ -36,3 +43,34 @@ def place(device: str, precision: str) -> Place:
     if device == "cuda" and not available:
         raise RecipeError("train.device is cuda, but PyTorch sees no GPU here; set it to auto or cpu")
     return Place("cuda" if available and device != "cpu" else "cpu", precision)
+
+
+def settle(train: Train) -> Place:
+    """Make this process ready to run models as a recipe asks, and say where.
+
+    Raises RecipeError when it asks for a GPU that is not there.
+    """
+    where = place(train.device, train.precision)
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    if where.device == "cpu":
+        keep_freed_memory()
+    return where
+
+
+def keep_freed_memory() -> None:
+    """Let the C library (glibc) keep what tensors free, so that the next step's find it without page faults.
+
+    As it comes, it gives every block of 32 MB and more back to the system, and the top of its heap, too.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return
+    trim_threshold, top_pad, mmap_threshold, mmap_max = -1, -2, -3, -4
+    for parameter, value in (
+        (mmap_threshold, 32 << 20),
+        (mmap_max, 0),
+        (trim_threshold, 2**31 - 1),
+        (top_pad, 64 << 20),
+    ):
+        mallopt(parameter, value)

@@ -211,6 +211,8 @@ class Train(Config):
     """How often a step is written to metrics.jsonl."""
     compile: bool = False
     """Whether PyTorch compiles the student's blocks: a slower start, faster steps."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input and compute the block again in the backward pass: less memory, slower steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is the GPU when there is one."""
     threads: Annotated[int, at.Ge(0), at.Le(4096)] = 0

@@ -115,10 +115,11 @@ class Batch:
         )
 
     def to(self, device: Any) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device; a GPU takes it while the host goes on."""
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+            pinned = tensor.pin_memory() if str(device).startswith("cuda") else tensor
+            return pinned.to(device, non_blocking=True)
 
         rows = Rows(move(self.rows.index_N), move(self.rows.target_N))
         return replace(self, tokens_BT=move(self.tokens_BT), segments_BT=move(self.segments_BT), rows=rows)

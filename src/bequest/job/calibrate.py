@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..device import place
+from ..device import settle
 from ..eval.held_out import HeldOut, total_loss
 from ..optim import Policy
 from ..recipe import Recipe
@@ -35,7 +35,7 @@ class _Enough(Exception):
 def calibrate(recipe: Recipe, out: Path, budget: float = 20.0) -> Seconds:
     """Seconds that the recipe will take on this machine, from about `budget` seconds of it (and the models' loading)."""
     prepared, method = prepare(recipe), find_method(recipe)
-    where = place(recipe.train.device, recipe.train.precision)
+    where = settle(recipe.train)
     policy = Policy(recipe.train.schedule, recipe.train.batch_tokens, recipe.train.tokens)
     settings = settings_of(recipe, where, policy)
     stages = list(method.plan(inputs(recipe, prepared, where, out, opener(recipe, where.device))))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..data import source
@@ -161,7 +162,7 @@ class Plan:
     process: int
     """Bytes of a process that trains next to nothing, and of the text that is mapped into it."""
     chunk: int
-    """Bytes of one chunk of logits, of which a step holds a few."""
+    """Bytes of one chunk of logits, which a step holds once; a loss that is left to autograd holds a few."""
     disk: Mapping[str, int]
     free: int
     """Bytes free where the run folder will be."""
@@ -219,7 +220,8 @@ def plan(recipe: Recipe, out: Path) -> Plan:
         model, _ = stage.enter(model, {})
         stages.append(_cost(stage, simpler.loss, model, predecessors.values(), settings, mode))
     parameters = {"student": _count(model)} | {name: _count(found) for name, found in predecessors.items()}
-    chunk = 4 * model.vocabulary * chunk_rows(model.vocabulary)
+    rows = chunk_rows(model.vocabulary, where.dtype, torch.device(where.device))
+    chunk = where.dtype.itemsize * model.vocabulary * min(rows, settings.micro_batch * recipe.data.sequence)
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     disk = _disk(recipe, stages, prepared)
     gpu = place(recipe.train.device, recipe.train.precision).device == "cuda"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import Batches
-from ..device import place
+from ..device import settle
 from ..model.tiled import rows_at_once
 from ..recipe import Recipe
 from ..teach.live import Live
@@ -82,7 +82,7 @@ def against_teacher(store: Store, recipe: Recipe) -> dict[str, float]:
         raise RecipeError(
             f"no teacher of the recipe has load and store: {store.folder}; name the recipe it was made with"
         )
-    spec, where = recipe.teachers[name], place(recipe.train.device, recipe.train.precision)
+    spec, where = recipe.teachers[name], settle(recipe.train)
     asking = replace(recipe, teachers=recipe.teachers | {name: replace(spec, store="")})
     prepared = prepare(asking)
     asked = questions(asking, prepared, find_method(recipe))[name].asked

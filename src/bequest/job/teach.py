@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..data.tokenizer import Vocabulary, saved
-from ..device import Place, place
+from ..device import Place, settle
 from ..model import build
 from ..recipe import Recipe, TeacherModel
 from ..report.progress import Harvesting
@@ -44,10 +44,8 @@ def teach(recipe: Recipe) -> dict[str, Store]:
     Goes on where an earlier call stopped, and beside other processes. Raises BequestError for what a user can mend.
     """
     build.quiet()
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    where = place(recipe.train.device, recipe.train.precision)
+    where = settle(recipe.train)
     if where.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     prepared, work = plan(recipe)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..data.tokenizer import saved
-from ..device import Place, place
+from ..device import Place, settle
 from ..eval.held_out import HeldOut, validate
 from ..files import replace_text
 from ..model import build
@@ -55,9 +55,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 
 def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path) -> dict[str, Any]:
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
-    where = place(recipe.train.device, recipe.train.precision)
+    where = settle(recipe.train)
     prepared = prepare(recipe)
     for warning in prepared.warnings:
         console().print(f"warning: {warning}", soft_wrap=True)
@@ -108,6 +106,7 @@ def settings_of(recipe: Recipe, where: Place, policy: Policy) -> Settings:
         seed=recipe.seed,
         check_every=train.log_every_steps,
         compile=train.compile,
+        activation_checkpointing=train.activation_checkpointing,
     )
 
 

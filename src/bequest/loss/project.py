@@ -83,7 +83,7 @@ class _Project(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         gradients = (
             torch.empty_like(features_ND) if wanted[0] else None,
-            torch.zeros_like(weight_VD, dtype=wide) if wanted[1] else None,
+            (torch.empty_like if len(features_ND) else torch.zeros_like)(weight_VD, dtype=wide) if wanted[1] else None,
             torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and wanted[2] else None,
         )
         learned_N, target_N = target_N >= 0, target_N.clamp_min(0)
@@ -148,7 +148,12 @@ def _closed_(
         else:
             pair = replace(pair, gold_C=weight_C)
     cross_C, divergence_C = slope_(product_CV, head, pair)
-    return [a.term.factor * divergence_C if isinstance(a.term, Divergence) else cross_C for a in addends]
+    losses_SC = []
+    for addend in addends:
+        loss_C = divergence_C if isinstance(addend.term, Divergence) else cross_C
+        assert loss_C is not None
+        losses_SC.append(loss_C * addend.term.factor if isinstance(addend.term, Divergence) else loss_C)
+    return losses_SC
 
 
 def _differentiated_(
@@ -181,10 +186,12 @@ def _accumulate(
         bias_V += slope_CV.sum(0, dtype=bias_V.dtype)
     if head_VD is None:
         return
+    begun = int(rows.start > 0)  # what is not begun holds no numbers yet
     if head_VD.dtype == slope_CV.dtype:
-        head_VD.addmm_(slope_CV.T, chunk_CD)
+        torch.addmm(head_VD, slope_CV.T, chunk_CD, beta=begun, out=head_VD)
         return
     block = BLOCK if slope_CV.device.type == "cpu" else 8 * BLOCK
     for first in range(0, len(head_VD), block):
         ids = slice(first, first + block)
-        head_VD[ids] += slope_CV[:, ids].T @ chunk_CD
+        part_VD = slope_CV[:, ids].T @ chunk_CD
+        head_VD[ids].add_(part_VD) if begun else head_VD[ids].copy_(part_VD)

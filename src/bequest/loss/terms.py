@@ -51,8 +51,8 @@ def _kept(logits_CV: Tensor, signal: Signal, ids_CK: Tensor) -> Tensor:
         return p_CK.sum(-1) * logits_CV.logsumexp(-1) - signal.entropy() - (p_CK * kept_CK).sum(-1)
     # The rest in log space: 1 - sum(kept) would be rounding error once the student is sure of the kept ids.
     filling_CK = signal.logp_NK == -torch.inf
-    without_CK = torch.where(filling_CK, 0.0, -torch.inf).to(logits_CV.dtype)
-    others_C = logits_CV.scatter_add(-1, ids_CK, without_CK).logsumexp(-1)
+    told_CV = torch.zeros_like(logits_CV, dtype=torch.bool).scatter_reduce(-1, ids_CK, ~filling_CK, "amax")
+    others_C = logits_CV.masked_fill(told_CV, -torch.inf).logsumexp(-1)
     all_C = torch.logaddexp(others_C, kept_CK.masked_fill(filling_CK, -torch.inf).logsumexp(-1))
     # A rest of nothing times the log of nothing is nothing; no others: what rounding left of the rest is nothing, too.
     nothing_C = (signal.logrest_N == -torch.inf) | (others_C == -torch.inf)

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..types import Batch, ModelError
+from .attention import NAME as TILED
 from .mask import additive, positions
 
 
@@ -71,6 +73,9 @@ class LanguageModel(nn.Module):
             raise ModelError(
                 f"{type(model).__name__} has no language-model head that we know; use a causal or masked language model"
             )
+        if model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(TILED)
+        self._freeze_unread()
         self._check()
 
     @property
@@ -87,6 +92,23 @@ class LanguageModel(nn.Module):
         """Features [N, D] of the batch's rows."""
         return self.features(batch)
 
+    def compile_blocks(self) -> None:
+        """Let PyTorch compile each block when it first runs; equal blocks share their code."""
+        blocks = [m for m in self.model.base_model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for block in blocks or [self.model.base_model]:
+            block.compile(dynamic=False)
+
+    def checkpoint_activations(self) -> None:
+        """Keep only each block's input for the backward pass, and compute the block again there.
+
+        Raises ModelError for an architecture that cannot.
+        """
+        if not self.model.supports_gradient_checkpointing:
+            raise ModelError(
+                f"{type(self.model).__name__} cannot compute its blocks again; set train.activation_checkpointing to false"
+            )
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     def features(self, batch: Batch) -> Tensor:
         """What the head sees at the selected rows, [N, D]."""
         hidden_BTD = self._base(batch.tokens_BT, batch.segments_BT, batch.whole)
@@ -95,7 +117,9 @@ class LanguageModel(nn.Module):
     def _base(self, tokens_BT: Tensor, segments_BT: Tensor, whole: bool) -> Tensor:
         arguments: dict[str, Any] = {"use_cache": False} if self.causal else {}
         if not whole or not self.causal:
-            dtype = next(self.model.parameters()).dtype
+            kind = tokens_BT.device.type
+            autocast = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if autocast else next(self.model.parameters()).dtype
             arguments["attention_mask"] = None if whole else additive(segments_BT, self.causal, dtype)
         if not whole:
             arguments["position_ids"] = positions(segments_BT) + self._first_position
@@ -125,6 +149,14 @@ class LanguageModel(nn.Module):
         output, config = self.model.get_output_embeddings(), self.model.config
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         return Head(output.weight, output.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+    def _freeze_unread(self) -> None:
+        """An untied BERT or RoBERTa has a second output bias that nothing reads; DDP would wait for its gradient."""
+        output = self.model.get_output_embeddings()
+        around = self.model.cls.predictions if hasattr(self.model, "cls") else getattr(self.model, "lm_head", output)
+        bias_V = getattr(around, "bias", None)
+        if bias_V is not None and bias_V is not output.bias:
+            bias_V.requires_grad_(False)
 
     @torch.no_grad()
     def _check(self) -> None:

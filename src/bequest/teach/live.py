@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..model.flops import forward_flops
 from ..model.language import Head, LanguageModel
-from ..model.tiled import largest, rows_at_once
+from ..model.tiled import largest, rows_at_once, rows_in_cache
 from ..types import Answer, Batch, Signal
 
 
@@ -29,7 +29,9 @@ class Dense:
     def __getitem__(self, rows: Any) -> Signal:
         with self.precision():
             logits_CV = self.head.logits(self.features_ND[rows])
-        return Signal(None, torch.log_softmax(logits_CV / self.temperature, -1), None)
+        for block_CV in torch.split(logits_CV, rows_in_cache(logits_CV.shape[1], logits_CV.device.type)):
+            block_CV.copy_(block_CV.div_(self.temperature).log_softmax(-1))
+        return Signal(None, logits_CV, None)
 
 
 class Live:

@@ -72,6 +72,8 @@ class Settings:
     """Steps between looks at whether the loss is finite (looking waits for the device)."""
     compile: bool = False
     """Whether PyTorch compiles the student's blocks."""
+    activation_checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass, so that what is inside them need not be kept."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,10 @@ def _enter(stage: Stage, state: State, settings: Settings) -> Trained:
         moments = state.moments if stage.optimiser == "carry" else {}
         state.model, state.moments = stage.enter(state.model, moments)
     state.model.to(settings.place.device).train()
+    if settings.activation_checkpointing:
+        state.model.checkpoint_activations()
     if settings.compile:
-        state.model.model.base_model.compile(dynamic=False)
+        state.model.compile_blocks()
     trained = Trained(state.model, stage.loss).to(settings.place.device)
     if isinstance(stage.loss, nn.Module) and state.loss_state:
         stage.loss.load_state_dict(state.loss_state)
@@ -208,7 +212,7 @@ def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, s
         state.step, stage.steps, state.step * settings.batch_tokens, state.run_step, state.tokens, tuple(state.journal)
     )
     torch.manual_seed(seed_of(settings.seed, state.run_step))  # dropout is a function of the step: nothing to save
-    batch = ahead(clock).to(settings.place.device)
+    batch = ahead(clock)
     losses = list(_backward(trained, batch, clock, settings, state))
     norm = nn.utils.clip_grad_norm_(state.optimiser.parameters, settings.clip or math.inf)
     multiplier = rate_at(stage, settings.policy, clock, steps, settings.batch_tokens)
@@ -242,6 +246,7 @@ def rate_at(stage: Stage, policy: Policy, clock: Clock, steps: int, batch_tokens
 
 def _backward(trained: Trained, batch: Batch, clock: Clock, settings: Settings, state: State) -> Iterator[Loss]:
     for micro in batch.micro(settings.micro_batch):
+        micro = micro.to(settings.place.device)  # what was chosen on the host needs no wait for the device
         with settings.place.autocast():
             loss = trained(micro, clock)
         loss.total.backward()
