@@ -19,7 +19,8 @@ grad_error         against float64 autograd on the same inputs as they are round
 
 Time: forward and backward, features and head want a gradient. All arms of a shape take turns, a first turn does not count;
 `seconds` is the median, `ratio` the median of the ratios within a turn, `iqr` the distance of that ratio's quartiles,
-`ratio_cpu` the same ratio in processor time, which other jobs disturb less.
+`ratio_cpu` the same ratio in processor time, which other jobs disturb less. Freed memory is kept, as in training; peers
+and products have it, too.
 Precisions: bf16 has weights and features in bf16; autocast has both in fp32 and products in bf16 (peers: inputs cast).
 
 Memory: each arm in a process of its own. Inputs are allocated (the teacher's, too), the arm has run on a tiny case so that
@@ -52,6 +53,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bequest.device import keep_freed_memory
 from bequest.loss.project import Addend, chunk_rows, project
 from bequest.loss.terms import Divergence, next_token
 from bequest.model.language import Head, LanguageModel
@@ -61,7 +63,7 @@ from bequest.types import Answer, Chunk, Clock, Signal
 KEEP, REPEATS, HALF = 32, 5, 0.5
 CLOCK = Clock(0, 1)
 PRECISIONS = ("fp32", "bf16", "autocast")
-SHAPES = ((4096, 256, 4096), (50_257, 512, 512), (32_768, 1024, 512))
+SHAPES = ((4096, 256, 4096), (50_257, 512, 384), (32_768, 1024, 384))
 LARGE = (
     (4096, 256, 16_384),
     (4096, 4096, 4096),
@@ -344,7 +346,8 @@ def memories(case: Case, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     for rows in (case.rows, 4 * case.rows):
         there = replace(case, rows=rows)
         chunk = case.product.itemsize * case.vocabulary * there.chunk / MB
-        peaks = {name: _in_process(there, name) for name in names}
+        # Peers that hold all logits at once need not show it twice.
+        peaks = {n: _in_process(there, n) for n in names if rows == case.rows or n in (*OURS, "liger-jsd")}
         for name, peak in peaks.items():
             limit = 1.0 if name in ("ce", "kept", "drawn") else None
             found = {"ratio": round(peak / chunk, 3), "peak_mb": round(peak, 1), "limit": limit}
@@ -490,6 +493,8 @@ def main() -> None:
     if chosen.peak_of:
         print(peak(Case(**json.loads(chosen.case)), chosen.peak_of))
         return
+    if chosen.device == "cpu":
+        keep_freed_memory()
     for found in lines(chosen):
         print(json.dumps(found), flush=True)
 
@@ -503,19 +508,24 @@ def lines(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield from errors(chosen.device, chosen.checkpoint, chosen.text, ERROR_ROWS)
     if "memory" in parts:
         for case in cases:
-            names = ("ce", "kept", "drawn", "live", "torch-fused", "naive-kept", "liger-jsd")
-            yield from memories(case, names if case.precision != "autocast" else ("ce", "kept"))
+            if case.precision == "autocast":
+                yield from memories(case, ("ce", "kept"))
+            else:
+                yield from memories(case, ("kept", "live", "torch-fused", "naive-kept", "liger-jsd"))
     if "time" not in parts:
         return
     for case in cases:
-        first = case.rows * case.vocabulary * case.hidden == min(n * v * d for v, d, n in shapes)
+        first = (case.vocabulary, case.hidden, case.rows) == shapes[0]
         arms = {n: a for n, a in ARMS.items() if n not in COMPILED or chosen.compiled or first}
+        if case.precision == "autocast":  # peers have no more to do than in bf16
+            arms = {**OURS, **TORCH}
         yield from speeds(case, arms, chosen.repeats)
     if chosen.device == "cpu" and (os.cpu_count() or 1) > 1:
         torch.set_num_threads(2)
-        for case in cases:
-            arms = {n: ARMS[n] for n in ("ce", "kept", "live", *TORCH, "liger-jsd")}
-            yield from speeds(replace(case, threads=2), arms, chosen.repeats)
+        for case in cases[: 2 * len(precisions)]:
+            if case.precision != "autocast":
+                arms = {n: ARMS[n] for n in ("ce", "kept", "live", *TORCH, "liger-jsd")}
+                yield from speeds(replace(case, threads=2), arms, chosen.repeats)
 
 
 if __name__ == "__main__":
