@@ -522,7 +522,7 @@ def lines(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield from speeds(case, arms, chosen.repeats)
     if chosen.device == "cpu" and (os.cpu_count() or 1) > 1:
         torch.set_num_threads(2)
-        for case in cases[: 2 * len(precisions)]:
+        for case in cases[: len(precisions)]:
             if case.precision != "autocast":
                 arms = {n: ARMS[n] for n in ("ce", "kept", "live", *TORCH, "liger-jsd")}
                 yield from speeds(replace(case, threads=2), arms, chosen.repeats)
