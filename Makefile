@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs bench bench-signals bench-step clean
+.PHONY: setup demo test lint docs bench bench-signals bench-loss bench-step clean
 
 setup: $(VENV)/.installed
 
@@ -47,6 +47,9 @@ $(PEERS)/.installed: pyproject.toml constraints.txt bench/peers.txt
 
 bench-step: $(PEERS)/.installed
 	OMP_NUM_THREADS=1 $(PEERS)/bin/python bench/step.py
+
+bench-loss: $(PEERS)/.installed
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python bench/loss.py $(LOSS)
 
 clean:
 	rm -rf $(VENV) $(PEERS) runs docs/_build
