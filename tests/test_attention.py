@@ -1,5 +1,6 @@
 """Attention in tiles against PyTorch's own: values and gradients, borders, groups of heads, and who is sent on."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,12 @@ from conftest import make_model
 from test_language import ALL, batch_of, vocabulary_for
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from bequest.device import settle
 from bequest.model import attention
 from bequest.model.attention import NAME, attend
 from bequest.model.mask import additive
+from bequest.recipe import Train
+from bequest.types import ModelError, RecipeError
 
 
 def inputs(heads=4, groups=4, length=150, width=8, dtype=torch.float32):
@@ -84,3 +88,24 @@ def test_what_it_is_not_made_for_is_sent_on(monkeypatch):
     attend(module, query[:, :, -1:], key, value, None)
     attend(module, query, key, value, torch.ones(2, 1, 150, 150, dtype=torch.bool))
     assert len(sent) == 3
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_blocks_keep_documents_apart_as_a_mask_does(family, monkeypatch):
+    """FlexAttention's forward pass (it has no backward pass on a CPU), uncompiled."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(attention, "flex", flex_attention)
+    vocabulary = vocabulary_for(family)
+    model, batch = make_model(family, vocabulary).eval(), batch_of(vocabulary, 32)
+    with torch.no_grad(), warnings.catch_warnings(action="ignore", category=UserWarning):
+        masked = model.features(batch)
+        model.attend_by_blocks()
+        assert torch.allclose(model.features(batch), masked, atol=2e-6)
+
+
+def test_blocks_are_refused_where_they_do_not_fit(vocabulary):
+    with pytest.raises(ModelError, match=r"student\.dropout"):
+        make_model("llama", vocabulary, dropout=0.1).attend_by_blocks()
+    with pytest.raises(RecipeError, match="GPU alone"):
+        settle(Train(tokens=1, device="cpu", document_mask="flex"))

@@ -35,7 +35,7 @@ class Place:
 
 
 def place(device: str, precision: str) -> Place:
-    """The place that a recipe asks for; `auto` is the GPU when there is one.
+    """A device and a precision; `auto` is the GPU when there is one.
 
     Raises RecipeError when it asks for a GPU that is not there.
     """
@@ -45,12 +45,20 @@ def place(device: str, precision: str) -> Place:
     return Place("cuda" if available and device != "cpu" else "cpu", precision)
 
 
-def settle(train: Train) -> Place:
-    """Make this process ready to run models as a recipe asks, and say where.
+def place_for(train: Train) -> Place:
+    """The place that a recipe asks for.
 
-    Raises RecipeError when it asks for a GPU that is not there.
+    Raises RecipeError when it asks for a GPU that is not there, or for what only a GPU can do.
     """
     where = place(train.device, train.precision)
+    if train.document_mask == "flex" and where.device == "cpu":
+        raise RecipeError("train.document_mask is flex, which trains on a GPU alone; set it to dense")
+    return where
+
+
+def settle(train: Train) -> Place:
+    """Make this process ready to run models as a recipe asks, and say where; raises as `place_for`."""
+    where = place_for(train)
     if train.threads:
         torch.set_num_threads(train.threads)
     if where.device == "cpu":

@@ -211,6 +211,8 @@ class Train(Config):
     """How often a step is written to metrics.jsonl."""
     compile: bool = False
     """Whether PyTorch compiles the student's blocks: a slower start, faster steps."""
+    document_mask: Literal["dense", "flex"] = "dense"
+    """How the student's documents are kept apart in one sequence: by T x T numbers, or on a GPU by FlexAttention's blocks."""
     activation_checkpointing: bool = False
     """Keep only each block's input and compute the block again in the backward pass: less memory, slower steps."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

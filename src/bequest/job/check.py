@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..data import source
-from ..device import Place, place
+from ..device import Place, place_for
 from ..loss.project import chunk_rows
 from ..model import build
 from ..model.flops import TRAINING, forward_flops
@@ -224,7 +224,7 @@ def plan(recipe: Recipe, out: Path) -> Plan:
     chunk = where.dtype.itemsize * model.vocabulary * min(rows, settings.micro_batch * recipe.data.sequence)
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     disk = _disk(recipe, stages, prepared)
-    gpu = place(recipe.train.device, recipe.train.precision).device == "cuda"
+    gpu = place_for(recipe.train).device == "cuda"
     return Plan(
         parameters, stages, gpu, process, chunk, disk, shutil.disk_usage(parent).free, prepared.warnings, teachers
     )

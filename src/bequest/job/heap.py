@@ -2,7 +2,7 @@
 
 glibc serves PyTorch's aligned requests by cutting a larger block, and hands out the cut-off gaps of 32 to 96 bytes to
 whatever small object asks next. A gap that is taken keeps the hole beside it from ever fitting the same request again,
-so the heap grows by a quarter to the double before it is steady. Blocks of 32 MB and more are mapped and given back whole.
+so the heap grows by a quarter to the double before it is steady. Nothing is given back (device.keep_freed_memory).
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 ALIGNMENT, HEADER, SMALLEST = 64, 16, 32
-MAPPED = 32 << 20
-"""glibc's largest threshold, which it has moved to once blocks of that size were freed."""
 TAKEN = 0.08
 """Share of the gaps that small objects take; fitted to nine runs (LOG.md, "Memory estimates")."""
 
@@ -23,7 +21,7 @@ Event = tuple[int, int]
 
 class _Heap:
     def __init__(self) -> None:
-        self.top = self.mapped = self.high = 0
+        self.top = 0
         self.blocks: dict[int, tuple[int, int]] = {}
         self._holes: list[tuple[int, int]] = []  # (size, start), sorted: the smallest that fits is the first
         self._by_start: dict[int, int] = {}
@@ -34,25 +32,17 @@ class _Heap:
         """Best fit, or from the top."""
         block = max(SMALLEST, -(-(size + 8) // 16) * 16)
         wanted = block + ALIGNMENT + SMALLEST
-        if wanted >= MAPPED:
-            self.blocks[number] = (-1, wanted)
-            self.mapped += wanted
-        else:
-            start, found = self._hole(wanted)
-            aligned = -(-(start + HEADER) // ALIGNMENT) * ALIGNMENT - HEADER
-            aligned += ALIGNMENT if 0 < aligned - start < SMALLEST else 0
-            rest = start + found - aligned - block
-            self._leave(start, aligned - start)
-            self._leave(aligned + block, rest)
-            self.blocks[number] = (aligned, block)
-        self.high = max(self.high, self.top + self.mapped)
+        start, found = self._hole(wanted)
+        aligned = -(-(start + HEADER) // ALIGNMENT) * ALIGNMENT - HEADER
+        aligned += ALIGNMENT if 0 < aligned - start < SMALLEST else 0
+        rest = start + found - aligned - block
+        self._leave(start, aligned - start)
+        self._leave(aligned + block, rest)
+        self.blocks[number] = (aligned, block)
 
     def free(self, number: int) -> None:
         """Join the block with the holes on both sides."""
         start, size = self.blocks.pop(number)
-        if start < 0:
-            self.mapped -= size
-            return
         if start in self._by_end:
             start, size = self._by_end[start], size + self._take(self._by_end[start])
         if start + size in self._by_start:
@@ -89,11 +79,11 @@ class _Heap:
 
 
 def high_water(events: Iterable[Event]) -> int:
-    """Bytes that the heap and the mapped blocks take at most while these blocks come and go."""
+    """Bytes that the heap takes while these blocks come and go."""
     heap = _Heap()
     for number, size in events:
         if size >= 0:
             heap.ask(number, size)
         else:
             heap.free(number)
-    return heap.high
+    return heap.top

@@ -106,6 +106,7 @@ def settings_of(recipe: Recipe, where: Place, policy: Policy) -> Settings:
         seed=recipe.seed,
         check_every=train.log_every_steps,
         compile=train.compile,
+        flex=train.document_mask == "flex",
         activation_checkpointing=train.activation_checkpointing,
     )
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..types import Batch, ModelError
 from .attention import NAME as TILED
-from .mask import additive, positions
+from .mask import additive, blocks, positions
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class LanguageModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.flex = False
+        """Whether FlexAttention keeps documents apart, instead of a mask of T x T numbers."""
         if model.get_output_embeddings() is None or not hasattr(model, model.base_model_prefix):
             raise ModelError(
                 f"{type(model).__name__} has no language-model head that we know; use a causal or masked language model"
@@ -102,6 +105,22 @@ class LanguageModel(nn.Module):
         for block in blocks or [self.model.base_model]:
             block.compile(dynamic=False)
 
+    def attend_by_blocks(self) -> None:
+        """Let FlexAttention keep documents apart.
+
+        Raises ModelError for an architecture whose attention is its own, or drops.
+        """
+        config = self.model.config.get_text_config()
+        drops = (
+            getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+        )
+        if config._attn_implementation != TILED or any(drops):
+            raise ModelError(
+                f"{type(self.model).__name__} cannot use FlexAttention, which knows the usual attention without dropout; "
+                "set student.dropout to 0 or train.document_mask to dense"
+            )
+        self.flex = True
+
     def checkpoint_activations(self) -> None:
         """Keep only each block's input for the backward pass, and compute the block again there.
 
@@ -121,14 +140,19 @@ class LanguageModel(nn.Module):
     def _base(self, tokens_BT: Tensor, segments_BT: Tensor, whole: bool) -> Tensor:
         arguments: dict[str, Any] = {"use_cache": False} if self.causal else {}
         if not whole or not self.causal:
-            kind = tokens_BT.device.type
-            autocast = torch.is_autocast_enabled(kind)
-            dtype = torch.get_autocast_dtype(kind) if autocast else next(self.model.parameters()).dtype
-            arguments["attention_mask"] = None if whole else additive(segments_BT, self.causal, dtype)
+            arguments["attention_mask"] = None if whole else self._mask(segments_BT)
         if not whole:
             arguments["position_ids"] = positions(segments_BT) + self._first_position
         hidden_BTD: Tensor = self.model.base_model(input_ids=tokens_BT, **arguments).last_hidden_state
         return hidden_BTD
+
+    def _mask(self, segments_BT: Tensor) -> Tensor | BlockMask:
+        if self.flex:
+            return blocks(segments_BT, self.causal)
+        kind = segments_BT.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else next(self.model.parameters()).dtype
+        return additive(segments_BT, self.causal, dtype)
 
     @property
     def _first_position(self) -> int:

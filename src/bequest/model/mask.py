@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 def additive(segments_BT: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
@@ -18,6 +19,19 @@ def additive(segments_BT: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
         seen = seen & torch.ones(length, length, dtype=torch.bool, device=segments_BT.device).tril()
     mask = torch.zeros(seen.shape, dtype=dtype, device=segments_BT.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def blocks(segments_BT: Tensor, causal: bool) -> BlockMask:
+    """The same for FlexAttention: which blocks of the T x T products to make at all, and what to hide inside of them."""
+
+    def seen(sequence: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = segments_BT[sequence, query] == segments_BT[sequence, key]
+        return same & (query >= key) if causal else same
+
+    count, length = segments_BT.shape
+    found = create_block_mask(seen, count, None, length, length, device=segments_BT.device)
+    found.ndim = 4  # type: ignore[attr-defined]  # GPT-2 asks every mask
+    return found
 
 
 def positions(segments_BT: Tensor) -> Tensor:

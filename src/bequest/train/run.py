@@ -72,6 +72,8 @@ class Settings:
     """Steps between looks at whether the loss is finite (looking waits for the device)."""
     compile: bool = False
     """Whether PyTorch compiles the student's blocks."""
+    flex: bool = False
+    """Whether FlexAttention keeps the student's documents apart."""
     activation_checkpointing: bool = False
     """Whether blocks are computed again in the backward pass, so that what is inside them need not be kept."""
 
@@ -185,6 +187,8 @@ def _enter(stage: Stage, state: State, settings: Settings) -> Trained:
         moments = state.moments if stage.optimiser == "carry" else {}
         state.model, state.moments = stage.enter(state.model, moments)
     state.model.to(settings.place.device).train()
+    if settings.flex:
+        state.model.attend_by_blocks()
     if settings.activation_checkpointing:
         state.model.checkpoint_activations()
     if settings.compile:
