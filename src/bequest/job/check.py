@@ -78,7 +78,7 @@ def outside(recipe: Recipe, out: Path) -> list[str]:
     tries = _Tries()
     if method := tries(find_method, recipe):
         tries(_folder, recipe, method, out)
-    tries(place, recipe.train.device, recipe.train.precision)
+    tries(place_for, recipe.train)
     tries(trackers.require, recipe.trackers)
     for what, spec in models_of(recipe).items():
         model = tries(build.load, spec.load, recipe.data.objective, spec.remote_code) if spec.load else None

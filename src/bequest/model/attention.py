@@ -41,9 +41,8 @@ def attend(
         assert not dropout, "FlexAttention has no dropout"
         query, key, value = (_cast(t) for t in (query_BHTd, key_BGTd, value_BGTd))
         grouped = query.shape[1] != key.shape[1]
-        return flex(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped).transpose(
-            1, 2
-        ), None
+        out_BHTd = flex(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
+        return out_BHTd.transpose(1, 2), None
     unusual = dropout or query_BHTd.shape[2] != key_BGTd.shape[2] or query_BHTd.device.type != "cpu"
     if unusual or (attention_mask is not None and not attention_mask.is_floating_point()):
         return sdpa_attention_forward(
@@ -52,7 +51,8 @@ def attend(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     scaling = query_BHTd.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (_cast(t).contiguous() for t in (query_BHTd * scaling, key_BGTd, value_BGTd))
-    out_BTHd, *_ = _tiled(query, key, value, attention_mask, bool(causal))
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    out_BTHd, *_ = _tiled(query, key, value, attention_mask, bool(causal), learning)
     return out_BTHd, None
 
 
@@ -66,8 +66,8 @@ def _cast(tensor: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("bequest::tiled_attention", mutates_args=())
-def _tiled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> list[Tensor]:
-    """Out [B, T, H, d], and the probabilities of each tile of queries [B G, H / G tile, keys] for the backward pass.
+def _tiled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, keep: bool) -> list[Tensor]:
+    """Out [B, T, H, d]; to keep for the backward pass the probabilities of each tile of queries [B G, H / G tile, keys].
 
     G key-value heads serve H / G query heads each.
     """
@@ -83,8 +83,9 @@ def _tiled(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
             score.view(B, H, e - a, seen).add_(mask[:, :, a:e, :seen])
         elif causal:
             score.view(B, H, e - a, seen)[..., a:e].add_(later[: e - a, : e - a])
-        tiles.append(score.softmax(-1))
-        out_BTHd[:, a:e] = torch.bmm(tiles[-1], value[:, :seen]).view(B, H, e - a, d).transpose(1, 2)
+        p = score.softmax(-1)
+        out_BTHd[:, a:e] = torch.bmm(p, value[:, :seen]).view(B, H, e - a, d).transpose(1, 2)
+        tiles += [p] if keep else []
     return [out_BTHd, *tiles]
 
 
@@ -120,11 +121,11 @@ def _tiles(length: int, causal: bool) -> Iterator[tuple[int, int, int]]:
 
 
 @_tiled.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> list[Tensor]:
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, keep: bool) -> list[Tensor]:
     B, H, T, d = query.shape
     G = key.shape[1]
     tiles = [query.new_empty(B * G, H // G * (e - a), seen) for a, e, seen in _tiles(T, causal)]
-    return [query.new_empty(B, T, H, d), *tiles]
+    return [query.new_empty(B, T, H, d), *(tiles if keep else [])]
 
 
 @_slopes.register_fake
@@ -135,13 +136,13 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    query, key, value, _, ctx.causal = inputs
+    query, key, value, _, ctx.causal, _ = inputs
     ctx.save_for_backward(query, key, value, *output[1:])
 
 
 def _backward(ctx: Any, slopes: list[Tensor]) -> tuple[Tensor | None, ...]:
     query, key, value, *tiles = ctx.saved_tensors
-    return (*_slopes(slopes[0], query, key, value, tiles, ctx.causal), None, None)
+    return (*_slopes(slopes[0], query, key, value, tiles, ctx.causal), None, None, None)
 
 
 _tiled.register_autograd(_backward, setup_context=_keep)
