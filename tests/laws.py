@@ -165,7 +165,8 @@ def fused_equals_unfused(chunk: int = 4) -> None:
         draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
         leaves = [draw(10, 6), draw(37, 6), draw(37)]
         target, signal = torch.randint(37, (10,), generator=generator), kept(3 * draw(10, 37), 5)
-        for asked in ([terms.next_token, terms.Divergence(2.0, 3.0)], [terms.next_token, entropy_of_student]):
+        for other in (terms.Divergence(), terms.Divergence(2.0, 3.0), entropy_of_student):
+            asked = terms.next_token, other
             addends = [Addend(term, w, signal) for term, w in zip(asked, (0.3, 0.7), strict=True)]
             assert agree(leaves, (0.7, 5.0), target, addends) < 1e-12
     finally:

@@ -9,6 +9,7 @@ import torch
 
 from bequest.loss import project
 from bequest.loss.combine import Weighted
+from bequest.loss.kernels import chunked
 from bequest.loss.schedule import Schedule
 from bequest.optim import Optimiser
 from bequest.teach.live import Live, without_rest
@@ -124,6 +125,29 @@ def test_fused_notices_a_forgotten_chunk(monkeypatch):
         "_accumulate",
         lambda gradients, rows, *rest: None if rows.start == 4 else original(gradients, rows, *rest),
     )
+    with pytest.raises(AssertionError):
+        laws.fused_equals_unfused()
+
+
+def test_fused_notices_a_dropped_rest(monkeypatch):
+    original = chunked._kept_
+    without = lambda z, pair, signal, ids, told: original(z, pair, without_rest(signal), ids, told)
+    monkeypatch.setattr(chunked, "_kept_", without)
+    with pytest.raises(AssertionError):
+        laws.fused_equals_unfused()
+
+
+def test_fused_notices_a_target_that_is_kept_and_forgotten(monkeypatch):
+    original = chunked._kept_
+
+    def forgetful(logits, pair, signal, ids, told):
+        losses = original(logits, pair, signal, ids, told)
+        kept = (ids == pair.target_C[:, None]).any(-1)
+        logits[kept] += torch.nn.functional.one_hot(pair.target_C, logits.shape[1])[kept] * pair.gold_C[kept, None]
+        return losses
+
+    monkeypatch.setattr(chunked, "_kept_", forgetful)
+    monkeypatch.setattr(laws, "kept", lambda teacher, keep, original=laws.kept: original(teacher, 30))
     with pytest.raises(AssertionError):
         laws.fused_equals_unfused()
 
