@@ -91,22 +91,15 @@ class _Project(torch.autograd.Function):
         total = features_ND.new_zeros((), dtype=wide)
         sums_S = features_ND.new_zeros(len(addends), dtype=wide)
         for rows, chunk_CD, product_CV in _chunks(features_ND, head):
-            chunks = [Chunk(target_N[rows], None if a.answer is None else a.answer[rows]) for a in addends]
             weights_SC = [weight_N[rows] for weight_N in weights_SN]
-            if not any(wanted):
-                losses_SC = [
-                    a.term(head.finish(product_CV), chunk, clock) for a, chunk in zip(addends, chunks, strict=True)
-                ]
-            elif _common(addends):
-                losses_SC = _closed_(product_CV, head, addends, chunks, weights_SC)
-            else:
-                losses_SC = _differentiated_(product_CV, head, addends, chunks, weights_SC, clock)
+            losses_SC = _losses_(product_CV, head, target_N, rows, addends, weights_SC if any(wanted) else None, clock)
             if any(wanted):
                 _accumulate(gradients, rows, product_CV, chunk_CD, head.weight_VD)
             found_S = [loss_C.masked_fill(~learned_N[rows], 0.0) for loss_C in losses_SC]
             total += sum((f * w).sum() for f, w in zip(found_S, weights_SC, strict=True))
             sums_S += torch.stack([f.sum() for f in found_S])
-        ctx.gradients, ctx.dtypes = gradients, (features_ND.dtype, weight_VD.dtype, weight_VD.dtype)
+        ctx.gradients = gradients
+        ctx.dtypes = [None if t is None else t.dtype for t in (features_ND, weight_VD, bias_V)]
         ctx.mark_non_differentiable(sums_S)
         return total, sums_S
 
@@ -130,6 +123,25 @@ def _chunks(features_ND: Tensor, head: Head) -> Iterator[tuple[slice, Tensor, Te
         rows = slice(first, min(first + size, len(features_ND)))
         chunk_CD = features_ND[rows].detach().to(dtype)
         yield rows, chunk_CD, torch.mm(chunk_CD, head.weight_VD.detach().T, out=buffer_CV[: len(chunk_CD)])
+
+
+def _losses_(
+    product_CV: Tensor,
+    head: Head,
+    target_N: Tensor,
+    rows: slice,
+    addends: Sequence[Addend],
+    weights_SC: Sequence[Tensor] | None,
+    clock: Clock,
+) -> list[Tensor]:
+    """Each addend's loss of each of these rows; with weights, their gradient takes the place of the product."""
+    chunks = [Chunk(target_N[rows], None if a.answer is None else a.answer[rows]) for a in addends]
+    if weights_SC is None:
+        logits_CV = head.finish(product_CV)
+        return [a.term(logits_CV, chunk, clock) for a, chunk in zip(addends, chunks, strict=True)]
+    if _common(addends):
+        return _closed_(product_CV, head, addends, chunks, weights_SC)
+    return _differentiated_(product_CV, head, addends, chunks, weights_SC, clock)
 
 
 def _common(addends: Sequence[Addend]) -> bool:
