@@ -11,8 +11,8 @@ loss_over_ce       cross-entropy alone by the faster of ours and F.linear_cross_
 loss_over_naive    all logits at once, `terms` by autograd.
 loss_over_liger    Liger's chunked loss with a dense teacher made from its features in both: its default, the
                    Jensen-Shannon divergence (`jsd`), and beta = 0, which is our loss (`kl`).
-loss_extra_memory  `peak_mb` over what one chunk of our logits takes; for two numbers of rows, the second four times the
-                   first. With `peer` liger: over Liger's peak.
+loss_extra_memory  `peak_mb` over what one chunk of our logits takes; at the first shape for two numbers of rows, the second
+                   four times the first. With `peer` liger: over Liger's peak.
 grad_error         against float64 autograd on the same inputs as they are rounded: relative Frobenius norm over the
                    gradients of features and head together (and of the features alone). On a trained model's features of real text if
                    --checkpoint is there, else on features that favour their target.
@@ -342,8 +342,8 @@ def speeds(case: Case, arms: dict[str, Arm], repeats: int) -> Iterator[dict[str,
 
 
 def memories(case: Case, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Peaks at two numbers of rows."""
-    for rows in (case.rows, 4 * case.rows):
+    """Peaks at two numbers of rows where the vocabulary is small, else at one: a process for each takes its time."""
+    for rows in (case.rows, 4 * case.rows) if case.vocabulary < 8192 else (case.rows,):
         there = replace(case, rows=rows)
         chunk = case.product.itemsize * case.vocabulary * there.chunk / MB
         # Peers that hold all logits at once need not show it twice.
@@ -509,10 +509,9 @@ def lines(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield from errors(chosen.device, chosen.checkpoint, chosen.text, rows)
     if "memory" in parts:
         for case in cases:
-            if case.precision == "autocast":
-                yield from memories(case, ("ce", "kept"))
-            else:
-                yield from memories(case, ("kept", "live", "torch-fused", "naive-kept", "liger-jsd"))
+            all_logits = ("torch-fused", "naive-kept") if case.vocabulary == shapes[0][0] else ()
+            names = ("ce", "kept") if case.precision == "autocast" else ("kept", "live", *all_logits, "liger-jsd")
+            yield from memories(case, names)
     if "time" not in parts:
         return
     for case in cases:
