@@ -6,7 +6,7 @@
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -199,18 +199,13 @@ def expected(leaves, finish, target: torch.Tensor, addends: list[Addend]) -> lis
     learned = target >= 0
     sums, total = [], logits.new_zeros(()) * logits.sum()
     for addend in addends:
-        signal = None if addend.answer is None else in_precision(addend.answer[learned], torch.float64)
+        signal = None if addend.answer is None else addend.answer[learned].to(torch.float64)
         loss = addend.term(logits[learned], Chunk(target[learned], signal), Clock(0, 1))
         weights = addend.weights(target.double())[learned]
         total = total + (loss * weights).sum()
         sums.append(loss.detach().sum())
     total.backward()
     return [total.detach(), torch.stack(sums), *(t.grad for t in (features, weight, *bias))]
-
-
-def in_precision(signal: Signal, dtype: torch.dtype) -> Signal:
-    columns = {f.name: getattr(signal, f.name) for f in fields(Signal)}
-    return Signal(**{n: c.to(dtype) if c is not None and c.is_floating_point() else c for n, c in columns.items()})
 
 
 def shifted_teacher_is_worse(world: World, roll: int = 1) -> None:

@@ -87,7 +87,9 @@ def test_what_it_is_not_made_for_is_sent_on(monkeypatch):
     attend(module, query, key, value, None, dropout=0.1)
     attend(module, query[:, :, -1:], key, value, None)
     attend(module, query, key, value, torch.ones(2, 1, 150, 150, dtype=torch.bool))
-    assert len(sent) == 3
+    attend(module, query, key, value[..., :4], None)
+    attend(module, query[..., :4], key, value, None)
+    assert len(sent) == 5
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -109,3 +111,18 @@ def test_blocks_are_refused_where_they_do_not_fit(vocabulary):
         make_model("llama", vocabulary, dropout=0.1).attend_by_blocks()
     with pytest.raises(RecipeError, match="GPU alone"):
         settle(Train(tokens=1, device="cpu", document_mask="flex"))
+
+
+def test_every_shape_of_a_compiled_block_has_its_own_code(vocabulary, monkeypatch):
+    """Beyond a limit the compiler would leave blocks as they are, and rounding would depend on what it saw first."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **k: original(self, backend="eager", **k))
+    torch.compiler.reset()
+    model, tokens = make_model("llama", vocabulary), torch.ones(1, 8, dtype=torch.long)
+    model.compile_blocks()
+    passes = [tokens.expand(count, -1) for count in range(1, 13)]
+    run = lambda: [model._base(t, torch.zeros_like(t), True) for t in passes]
+    run()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        run()
+    torch.compiler.reset()

@@ -1,6 +1,7 @@
 """`bequest check`: the plan's cost is the run's cost, and every problem is said at once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,12 @@ def test_memory_counts_weights_moments_and_teachers(world, tmp_path):
     assert wider.stages[0].memory["activations"] > 1.5 * memory["activations"]
     split = {"train__batch_tokens": 512, "train__tokens": 2048, "train__micro_batch_tokens": 128}
     assert check.plan(recipe_of(world, KI, **split), tmp_path).memory < wider.memory
+    again = recipe_of(
+        world, KI, train__batch_tokens=512, train__tokens=2048, student__layers=8, train__activation_checkpointing=True
+    )
+    kept = replace(again, train=replace(again.train, activation_checkpointing=False))
+    computed_again, kept_at_once = (check.plan(r, tmp_path).stages[0].memory["activations"] for r in (again, kept))
+    assert computed_again < 0.8 * kept_at_once
 
 
 def test_a_shuffled_teacher_and_uniform_can_be_planned(world, tmp_path):

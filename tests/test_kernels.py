@@ -101,15 +101,13 @@ def test_lower_precision_stays_close(case, dtype):
 
 
 def pair_of(addends, target, learned, dtype=torch.float64) -> Pair:
-    from laws import in_precision
-
     found = {"gold_C": None}
     for addend in addends:
         weight = addend.weights(target.to(dtype)) * learned
         if addend.term is next_token:
             found["gold_C"] = weight
         else:
-            signal = in_precision(addend.answer, dtype)
+            signal = addend.answer.to(dtype)
             found |= {"told_C": weight * addend.term.factor, "signal_C": signal}
             found["temperature"] = addend.term.temperature
     return Pair(target, **found)
@@ -199,3 +197,18 @@ def test_weights_of_rows_are_a_part_of_the_gradient():
     assert features.grad[1::2].abs().max() == 0
     assert found.item() == pytest.approx(total.item())
     assert sums.item() > found.item()  # the metric is of all rows
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("others", [torch.float32, torch.float64])
+def test_precisions_may_differ(precision, others):
+    """Features, head, weights of rows and signals need not agree."""
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+    leaves, target = (
+        [normal(7, 4).to(others), normal(20, 4).to(precision)],
+        torch.randint(20, (7,), generator=generator),
+    )
+    weights = torch.rand(7, generator=generator, dtype=torch.float64)
+    addends = [Addend(next_token, weights), Addend(Divergence(2.0), weights, kept(normal(7, 20), 5))]
+    assert agree(leaves, (1.0, None), target, addends) < (2e-2 if precision == torch.bfloat16 else 1e-5)

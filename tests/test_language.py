@@ -30,7 +30,7 @@ def vocabulary_for(family: str):
     return make_vocabulary("causal" if family in CAUSAL else "masked")
 
 
-@pytest.mark.parametrize("attention", ["tiled", "sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["cpu_tiles", "sdpa", "eager"])
 @pytest.mark.parametrize("family", ALL)
 def test_packed_equals_separate(family, attention):
     vocabulary = vocabulary_for(family)

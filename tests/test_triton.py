@@ -211,6 +211,18 @@ def test_rows_of_no_weight_and_no_rows():
     assert [loss.shape for loss in losses] == [(0,), (0,)]
 
 
+def test_ids_that_there_are_none_of_touch_nothing():
+    """A wrong target or kept id shows as a loss without end, and writes nowhere."""
+    around = torch.zeros(2, 64, device=DEVICE)
+    product = around[:, :8]
+    signal = Signal(torch.tensor([[20, 1], [2, 1]]), torch.full((2, 2), 0.25).log(), torch.full((2,), 0.5).log())
+    pair = Pair(torch.tensor([1, 20]), torch.ones(2), torch.ones(2), signal)
+    cross, divergence = slope(product, plain(8), pair)
+    assert torch.isinf(divergence[0])
+    assert torch.isinf(cross[1])
+    assert around[:, 8:].abs().max() == 0
+
+
 def test_what_is_left_to_pytorch():
     """Float64, and more kept ids than registers hold."""
     few, many = (Signal(torch.zeros(1, k, dtype=torch.long), torch.zeros(1, k), None) for k in (4096, 4097))

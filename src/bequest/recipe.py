@@ -196,7 +196,7 @@ class Train(Config):
     batch_tokens: Positive = 8192
     """Tokens per step; a multiple of `data.sequence`."""
     micro_batch_tokens: Count = 0
-    """What is held in memory at once; 0 is the whole batch. It changes nothing but memory and rounding."""
+    """What is held in memory at once; 0 is the whole batch. It changes nothing but memory, rounding and dropout's draws."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16 runs the model under autocast; weights and sums stay fp32."""
     optimiser: OptimiserSettings = OptimiserSettings()

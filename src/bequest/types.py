@@ -131,7 +131,7 @@ class Signal:
 
     `ids_NK` are the kept ids, or None when every id is kept, in order. `logrest_N` is the log of the mass of all the
     ids that are not kept, or None when nothing is left over (all kept, drawn, or renormalised). A row's ids differ; one
-    that keeps fewer than K is filled up with any ids at minus infinity: those are not kept.
+    that keeps fewer than K is filled up with any ids at minus infinity: those are not kept. A dense row adds up to 1.
     """
 
     ids_NK: Tensor | None
@@ -146,6 +146,11 @@ class Signal:
         columns = ((one.name, getattr(self, one.name)) for one in fields(self))
         found: dict[str, Any] = {name: None if column is None else column[rows] for name, column in columns}
         return Signal(**found)
+
+    def to(self, dtype: Any) -> Signal:
+        """The same numbers in another precision."""
+        columns = {one.name: getattr(self, one.name) for one in fields(self)}
+        return Signal(**{n: c.to(dtype) if c is not None and n != "ids_NK" else c for n, c in columns.items()})
 
     def entropy(self) -> Tensor:
         """Of each row's distribution, or of its buckets, [N]."""

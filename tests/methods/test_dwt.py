@@ -4,6 +4,7 @@ import pytest
 from conftest import same_bits, weights
 
 from bequest.report import metrics
+from bequest.types import RecipeError
 
 ZERO = {"name": "dwt", "soft": 0.0, "end": 0.0}
 METHOD = {"name": "dwt"}
@@ -27,3 +28,9 @@ def test_half_and_half_equals_ki(world, tmp_path):
     ours, theirs = weights(tmp_path / "dwt"), weights(tmp_path / "ki")
     assert all(abs(ours[k] - theirs[k]).max() < 1e-5 for k in ours)
     assert not same_bits(ours, {})
+
+
+def test_nothing_to_learn_from_is_said(world, tmp_path):
+    method = {"name": "dwt", "hard": 0.0, "soft": 1.0, "end": 0.0, "until": 0.5}
+    with pytest.raises(RecipeError, match="no part of the loss has a weight"):
+        world.run(tmp_path / "run", method)

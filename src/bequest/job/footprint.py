@@ -92,6 +92,8 @@ def footprint(
     steps = [list(islice(batch.micro(settings.micro_batch), MICROS)) for batch in batches]
     with mode, _Counting() as counting:
         weights, taught = _hold(counting, [model]), _hold(counting, teachers)
+        if settings.activation_checkpointing:
+            model.checkpoint_activations()
         trained = Trained(model, loss).train()
         optimiser = Optimiser(trained, settings.optimiser)
         for micros in steps:

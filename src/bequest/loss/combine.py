@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..types import Batch, Clock, Loss, Teacher, Term
+from ..types import Batch, Clock, Loss, RecipeError, Teacher, Term
 from . import terms
 from .project import Addend, project
 from .schedule import Schedule, constant
@@ -42,6 +42,10 @@ class Weighted:
     def __call__(self, model: Any, batch: Batch, clock: Clock) -> Loss:
         """The mean over `batch.rows_total`; `model` gives `features(batch)` and `head`."""
         active = [(weight(clock), part) for weight, part in self.parts if weight(clock) != 0.0]
+        if not active:
+            raise RecipeError(
+                f"from step {clock.step} of a stage on no part of the loss has a weight; see the method's settings"
+            )
         self._release(clock)
         asked = self.asked(clock)
         answers = {key: teacher(batch, key[1]) for key, teacher in asked.items()}

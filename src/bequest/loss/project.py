@@ -36,7 +36,7 @@ class Addend:
 
     def weights(self, like_N: Tensor) -> Tensor:
         """Of each row, [N]."""
-        return torch.zeros_like(like_N) + self.weight
+        return (torch.zeros_like(like_N) + self.weight).to(like_N.dtype)
 
 
 def chunk_bytes(device: torch.device) -> int:
@@ -56,8 +56,9 @@ def project(
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum over all rows and addends, and each addend's own sum [S] without gradient; fp32 scalars.
 
-    Rows with a negative target count for nothing. The gradient flows to the features and to the head's weight and bias,
-    once: it cannot be differentiated twice, and weights that vary with the rows are given here, not multiplied on later.
+    Rows with a negative target count for nothing; what is said about them must still be numbers. The gradient flows to
+    the features and to the head's weight and bias, once: it cannot be differentiated twice or asked for again, and weights
+    that vary with the rows are given here, not multiplied on later.
     """
     tensors: tuple[Tensor | None, ...] = (features_ND, head.weight_VD, head.bias_V)
     if not torch.is_grad_enabled():  # autograd would still say that parameters want a gradient
@@ -79,7 +80,7 @@ class _Project(torch.autograd.Function):
         clock: Clock,
     ) -> tuple[Tensor, Tensor]:
         head = replace(head, weight_VD=weight_VD.to(head.dtype(features_ND)), bias_V=bias_V)
-        wide = torch.promote_types(features_ND.dtype, torch.float32)
+        wide = torch.promote_types(head.weight_VD.dtype, torch.float32)
         wanted = ctx.needs_input_grad[:3]
         gradients = (
             torch.empty_like(features_ND) if wanted[0] else None,
@@ -164,9 +165,10 @@ def _closed_(
     cross_C, divergence_C = slope_(product_CV, head, pair)
     losses_SC = []
     for addend in addends:
-        loss_C = divergence_C if isinstance(addend.term, Divergence) else cross_C
+        factor = addend.term.factor if isinstance(addend.term, Divergence) else None
+        loss_C = cross_C if factor is None else divergence_C
         assert loss_C is not None
-        losses_SC.append(loss_C * addend.term.factor if isinstance(addend.term, Divergence) else loss_C)
+        losses_SC.append(loss_C if factor is None else factor * loss_C)
     return losses_SC
 
 

@@ -2,7 +2,8 @@
 
 PyTorch's fused kernel takes 29 % of a step on a CPU for 6 % of its operations (LOG.md, "The step"); the products of
 whole tiles run at the speed of any other. Probabilities are kept for the backward pass, T x T / 2 of each head.
-Registered with transformers under `NAME`; what this is not made for (a GPU, dropout, a cache, sinks) goes to `sdpa`.
+Registered with transformers under `NAME`; what this is not made for (a GPU, dropout, a cache, values of
+another width) goes to `sdpa`. A mask may hide more than causality does, not less.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-NAME = "tiled"
+NAME = "cpu_tiles"
 TILE = 64
 """Queries at once."""
 
@@ -43,8 +44,13 @@ def attend(
         grouped = query.shape[1] != key.shape[1]
         out_BHTd = flex(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
         return out_BHTd.transpose(1, 2), None
-    unusual = dropout or query_BHTd.shape[2] != key_BGTd.shape[2] or query_BHTd.device.type != "cpu"
-    if unusual or (attention_mask is not None and not attention_mask.is_floating_point()):
+    unusual = dropout or query_BHTd.device.type != "cpu"
+    if (
+        unusual
+        or query_BHTd.shape[2:] != key_BGTd.shape[2:]
+        or key_BGTd.shape != value_BGTd.shape
+        or (attention_mask is not None and not attention_mask.is_floating_point())
+    ):
         return sdpa_attention_forward(
             module, query_BHTd, key_BGTd, value_BGTd, attention_mask, dropout, scaling, is_causal, **others
         )

@@ -98,6 +98,9 @@ class LanguageModel(nn.Module):
 
     def compile_blocks(self) -> None:
         """Let PyTorch compile each block when it first runs; equal blocks share their code."""
+        # Beyond a limit of variants (shapes, masks, training or not) blocks would run uncompiled, with other roundings, and
+        # which variants came first differs when a run is resumed.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
         # What the compiler says about its own doing.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         warnings.filterwarnings("ignore", ".*Function'> should not be instantiated", DeprecationWarning)

@@ -53,9 +53,10 @@ def _gradient_(logits_CV: Tensor, pair: Pair) -> Losses:
     """Losses; the logits become the gradient. The temperature is in them already."""
     if pair.signal_C is None or pair.told_C is None:
         return _realised_(logits_CV, pair), None
-    if pair.signal_C.ids_NK is None:
-        return _dense_(logits_CV, pair, pair.signal_C, pair.told_C)
-    return _kept_(logits_CV, pair, pair.signal_C, pair.signal_C.ids_NK, pair.told_C)
+    signal = pair.signal_C.to(logits_CV.dtype)
+    if signal.ids_NK is None:
+        return _dense_(logits_CV, pair, signal, pair.told_C)
+    return _kept_(logits_CV, pair, signal, signal.ids_NK, pair.told_C)
 
 
 def _exponentials_(logits_CV: Tensor) -> tuple[Tensor, Tensor]:

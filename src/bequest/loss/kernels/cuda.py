@@ -97,12 +97,13 @@ def _row(
     row = tl.program_id(0).to(tl.int64)
     product_V, head = product_CV + row * product_stride, (bias_V, scale, softcap)
     target, logp, kept, dense = tl.load(target_C + row), None, None, None
-    realised, bend = _logits(product_V, head, target, None)
+    # An id that there is none of has no logit, and the loss becomes infinite.
+    realised, bend = _logits(product_V, head, target, target < vocabulary)
     rate, told_rate = cool * LOG2_E, None if told_cool is None else told_cool * LOG2_E
     if logp_CK is not None:
         logp = (logp_CK + row * logp_stride, known_stride, known)
     if ids_CK is not None:
-        kept = _take_out_(product_V, head, ids_CK + row * known, logp, KEPT)
+        kept = _take_out_(product_V, vocabulary, head, ids_CK + row * known, logp, KEPT)
     largest, total, told_total = _sums(product_V, vocabulary, head, rate, told_rate, BLOCK)
     top = largest if kept is None else tl.maximum(largest, tl.max(kept[2]))
     soft = (cool, largest, total, top)
@@ -133,12 +134,12 @@ def _row(
     if kept is not None:
         ids_K, logt_K, _, bend_K = kept
         value_K = (value_K - tl.where(ids_K == target, gold, 0.0)) * bend_K
-        tl.store(product_V + ids_K, value_K, logt_K != NOTHING)
+        tl.store(product_V + ids_K, value_K, (logt_K != NOTHING) & (ids_K < vocabulary))
     if gold_C is not None:
         value = _slope(realised, slope) - gold
         if dense is not None:
             value -= told * tl.exp(_told_logs(logp, target))
-        tl.store(product_V + target, value * bend, _outside(kept, target))
+        tl.store(product_V + target, value * bend, _outside(kept, target) & (target < vocabulary))
 
 
 @triton.jit
@@ -185,16 +186,17 @@ def _told_logs(logp: tl.tuple, ids: Block) -> Block:
 
 @triton.jit
 def _take_out_(
-    product_V: Pointer, head: tl.tuple, ids_K: Pointer, logp: tl.tuple, KEPT: tl.constexpr
+    product_V: Pointer, vocabulary: Scalar, head: tl.tuple, ids_K: Pointer, logp: tl.tuple, KEPT: tl.constexpr
 ) -> tuple[Block, Block, Block, Block]:
     """Kept ids, the teacher's logs, the student's logits, their slope; minus infinity is in their place. Filling is none."""
     place_K = tl.arange(0, KEPT)
     logt_K = _told_logs(logp, place_K)
     real_K = logt_K != NOTHING
     ids_K = tl.load(ids_K + place_K, real_K, -1)
-    kept_K, bend_K = _logits(product_V, head, ids_K, real_K)
+    inside_K = real_K & (ids_K < vocabulary)
+    kept_K, bend_K = _logits(product_V, head, ids_K, inside_K)
     tl.debug_barrier()  # all threads have read, the target as well, before one of them writes
-    tl.store(product_V + ids_K, NOTHING, real_K)
+    tl.store(product_V + ids_K, NOTHING, inside_K)
     tl.debug_barrier()
     return ids_K, logt_K, kept_K, bend_K
 
