@@ -6,7 +6,7 @@ Every arm is a process of its own, with one thread, that trains the same model (
 autocast, fused AdamW, clipped to 1) on the same random tokens, 8,192 a step, packed without document masks. It waits
 between blocks of steps, so that the blocks of all arms take turns. One JSON line per arm with its median seconds per
 step, then one per row with `ratio`, of the medians: the peer's fastest arm over our fastest, or for
-step_stored_over_plain our step with signals over our plain one. `processor_seconds` are less disturbed by other jobs.
+step_stored_over_plain our step with signals over our plain one. `seconds_cpu` are less disturbed by other jobs.
 
 plain_over_trainer      the spine against Trainer; limit is 1.
 step_stored_over_plain  Knowledge Inheritance at a constant rate of 0.5 with 32 ids and a rest for every row, from memory
@@ -445,7 +445,7 @@ def results(name: str, workers: list[Worker]) -> list[str]:
         known = {
             "seconds": round(one.seconds, 4),
             "quartiles": [round(low, 4), round(high, 4)],
-            "processor_seconds": round(statistics.median(one.cpu), 4),
+            "seconds_cpu": round(statistics.median(one.cpu), 4),
             "peak_mb": one.peak_mb,
         }
         found.append(line(name, variant=one.arm.variant, peer=one.arm.peer, **known))
@@ -459,7 +459,7 @@ def results(name: str, workers: list[Worker]) -> list[str]:
     for over, under in pairs:
         ratio = {
             "ratio": round(over.seconds / under.seconds, 4),
-            "processor_ratio": round(statistics.median(over.cpu) / statistics.median(under.cpu), 4),
+            "ratio_cpu": round(statistics.median(over.cpu) / statistics.median(under.cpu), 4),
         }
         variant = f"{over.arm.peer} {over.arm.variant} / {under.arm.peer} {under.arm.variant}"
         found.append(line(name, variant=variant, peer=over.arm.peer, limit=LIMITS[name], **ratio))
