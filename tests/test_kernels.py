@@ -39,7 +39,8 @@ def signals(draw, rows: int, vocabulary: int, generator: torch.Generator) -> Sig
     repeated = torch.where(filling, ids[:, :1], ids) if draw(st.booleans()) else ids
     logp = logp.masked_fill(filling, -math.inf)
     if kind == "drawn":
-        return Signal(repeated, logp.log_softmax(-1), None)
+        again = torch.randint(vocabulary, ids.shape, generator=generator)  # draws may repeat an id
+        return Signal(draw(st.sampled_from([repeated, again])), logp.log_softmax(-1), None)
     rest = {
         "what is left": torch.log1p(-logp.exp().sum(-1).clamp_max(1.0)),
         "everything": torch.zeros(rows, dtype=torch.float64),

@@ -130,8 +130,7 @@ def test_fused_notices_a_forgotten_chunk(monkeypatch):
 
 
 def test_fused_notices_a_dropped_rest(monkeypatch):
-    original = chunked._kept_
-    without = lambda z, pair, signal, ids, told: original(z, pair, without_rest(signal), ids, told)
+    without = lambda z, pair, signal, ids, told: chunked._drawn_(z, pair, without_rest(signal), ids, told)
     monkeypatch.setattr(chunked, "_kept_", without)
     with pytest.raises(AssertionError):
         laws.fused_equals_unfused()

@@ -211,6 +211,17 @@ def test_rows_of_no_weight_and_no_rows():
     assert [loss.shape for loss in losses] == [(0,), (0,)]
 
 
+def test_draws_may_repeat():
+    """Whether the teacher's draws are counted or told one by one."""
+    draws, product = torch.tensor([[3, 1, 3, 3], [0, 0, 1, 0]]), torch.randn(2, 40)
+    signal = Signal(draws, torch.full((2, 4), 0.25).log(), None, torch.tensor([1.0, 2.0]))
+    pair = Pair(torch.tensor([3, 5]), torch.ones(2), torch.ones(2), signal, 2.0)
+    found = slope(gradient := product.clone(), plain(40), pair)
+    wanted, losses = exact(product, plain(40), pair)
+    assert close(gradient, wanted, 1e-5)
+    assert all(close(a, b, 1e-5) for a, b in zip(found, losses, strict=True))
+
+
 def test_ids_that_there_are_none_of_touch_nothing():
     """A wrong target or kept id shows as a loss without end, and writes nowhere."""
     around = torch.zeros(2, 64, device=DEVICE)

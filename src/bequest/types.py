@@ -130,8 +130,9 @@ class Signal:
     """What a predecessor says about some rows, at the temperature it was asked for.
 
     `ids_NK` are the kept ids, or None when every id is kept, in order. `logrest_N` is the log of the mass of all the
-    ids that are not kept, or None when nothing is left over (all kept, drawn, or renormalised). A row's ids differ; one
-    that keeps fewer than K is filled up with any ids at minus infinity: those are not kept. A dense row adds up to 1.
+    ids that are not kept, or None when nothing is left over (all kept, drawn, or renormalised). A row's ids
+    differ, except that draws may repeat; one that keeps fewer than K is filled up with any ids at minus infinity: those are
+    not kept. A dense row adds up to 1.
     """
 
     ids_NK: Tensor | None

@@ -56,6 +56,8 @@ def _gradient_(logits_CV: Tensor, pair: Pair) -> Losses:
     signal = pair.signal_C.to(logits_CV.dtype)
     if signal.ids_NK is None:
         return _dense_(logits_CV, pair, signal, pair.told_C)
+    if signal.logrest_N is None:
+        return _drawn_(logits_CV, pair, signal, signal.ids_NK, pair.told_C)
     return _kept_(logits_CV, pair, signal, signal.ids_NK, pair.told_C)
 
 
@@ -95,12 +97,32 @@ def _dense_(logits_CV: Tensor, pair: Pair, signal: Signal, told_C: Tensor) -> Lo
     return whole_C - realised_C, surplus_C + whole_C
 
 
+def _drawn_(logits_CV: Tensor, pair: Pair, signal: Signal, ids_CK: Tensor, told_C: Tensor) -> Losses:
+    """Without a rest the divergence is linear in what is told: M p - t, and an id may be told of several times."""
+    target_C1 = pair.target_C[:, None]
+    realised_C, kept_CK, t_CK = (
+        logits_CV.gather(-1, target_C1)[:, 0],
+        logits_CV.gather(-1, ids_CK),
+        signal.logp_NK.exp(),
+    )
+    whole_C, sum_C = _exponentials_(logits_CV)
+    divergence_C = -signal.entropy() - (t_CK * (kept_CK - whole_C[:, None])).sum(-1)
+    constant_C = told_C * t_CK.sum(-1)
+    logits_CV *= ((constant_C if pair.gold_C is None else constant_C + pair.gold_C) / sum_C)[:, None]
+    logits_CV.scatter_add_(-1, ids_CK, -told_C[:, None] * t_CK)
+    if pair.gold_C is None:
+        return None, divergence_C
+    logits_CV.scatter_add_(-1, target_C1, -pair.gold_C[:, None])
+    return whole_C - realised_C, divergence_C
+
+
 def _kept_(logits_CV: Tensor, pair: Pair, signal: Signal, ids_CK: Tensor, told_C: Tensor) -> Losses:
     """The kept ids are taken out before the sum, so that the student's rest is exact, however little is left of it.
 
-    With the teacher's masses M of what is kept and m of the rest (0 without one), the divergence's gradient is
-    (M + m) p - t on kept ids, and elsewhere (M + m) p - m x the others' own softmax.
+    With the teacher's masses M of what is kept and m of the rest, the divergence's gradient is (M + m) p - t on kept ids,
+    and elsewhere (M + m) p - m x the others' own softmax.
     """
+    assert signal.logrest_N is not None
     target_C1 = pair.target_C[:, None]
     realised_C = logits_CV.gather(-1, target_C1)[:, 0]
     kept_CK, filling_CK = logits_CV.gather(-1, ids_CK), signal.logp_NK == -torch.inf
@@ -111,8 +133,7 @@ def _kept_(logits_CV: Tensor, pair: Pair, signal: Signal, ids_CK: Tensor, told_C
     logp_CK, logq_C = kept_CK - whole_C[:, None], others_C - whole_C
     p_CK, q_C, t_CK = logp_CK.exp(), logq_C.exp(), signal.logp_NK.exp()
     M_C, none_C = t_CK.sum(-1), others_C == -torch.inf
-    m_C = torch.zeros_like(M_C) if signal.logrest_N is None else signal.logrest_N.exp()
-    m_C = m_C.masked_fill(none_C, 0.0)  # no others: what rounding left of the rest is nothing
+    m_C = signal.logrest_N.exp().masked_fill(none_C, 0.0)  # no others: what rounding left of the rest is nothing
     told_rest_C = m_C * logq_C.masked_fill(none_C, 0.0)
     divergence_C = -signal.entropy() - (t_CK * logp_CK).sum(-1) - told_rest_C
     # Both say the same; each is a difference of nearly equal numbers where the other is not.

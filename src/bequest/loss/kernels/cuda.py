@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...model.language import Head
+from ...types import Signal
 from .pair import Pair
 
 MOST_LOGITS = 4096
@@ -43,7 +44,7 @@ def slope_(product_CV: Tensor, head: Head, pair: Pair) -> tuple[Tensor | None, T
     """As `kernels.slope_`, in bf16, fp16 or fp32."""
     rows, vocabulary = product_CV.shape
     assert product_CV.stride(1) == 1, "the ids of a row must lie side by side"
-    signal = None if pair.told_C is None else pair.signal_C
+    signal = None if pair.told_C is None else _once(pair.signal_C)
     ids_CK, logp_CK = (None, None) if signal is None else (signal.ids_NK, signal.logp_NK)
     rest = (None, None) if signal is None else (signal.logrest_N, signal.whole_entropy_N)
     columns = (pair.target_C, pair.gold_C, pair.told_C, *rest, ids_CK)
@@ -72,6 +73,18 @@ def slope_(product_CV: Tensor, head: Head, pair: Pair) -> tuple[Tensor | None, T
             **sizes(vocabulary, 0 if ids_CK is None else ids_CK.shape[1]),
         )
     return cross_C, divergence_C
+
+
+def _once(signal: Signal | None) -> Signal | None:
+    """Draws that repeat an id as one entry, and filling: a kept id's place holds one number."""
+    if signal is None or signal.ids_NK is None or signal.logrest_N is not None or not signal.ids_NK.shape[1]:
+        return signal
+    ids_NK, order = signal.ids_NK.sort(-1)
+    place_NK = torch.nn.functional.pad((ids_NK[:, 1:] != ids_NK[:, :-1]).long(), (1, 0)).cumsum(-1)
+    p_NK = signal.logp_NK.exp().gather(1, order)
+    merged_NK = torch.zeros_like(p_NK).scatter_add(1, place_NK, p_NK)
+    ids_NK = torch.zeros_like(ids_NK).scatter(1, place_NK, ids_NK)
+    return Signal(ids_NK, merged_NK.log(), None, whole_entropy_N=signal.entropy())
 
 
 def sizes(vocabulary: int, kept: int) -> dict[str, int]:
