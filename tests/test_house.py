@@ -23,6 +23,7 @@ LAYERS = [
     {"train"},
     {"methods", "report"},
     {"job"},
+    {"compare"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

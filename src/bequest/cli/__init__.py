@@ -106,6 +106,23 @@ def report(
 
 
 @app.command()
+def compare(
+    sweep: Annotated[Path, typer.Argument(help="A YAML file: arms, learning rates, seeds.")],
+    out: Annotated[Path, typer.Option(help="The folder of all sweeps' runs and results.")] = Path("runs/compare"),
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at a time, of one thread each on a CPU; one per GPU or core.", min=1)
+    ] = None,
+    index: Annotated[
+        int | None, typer.Option(help="Do one arm alone, by its number from 0: for arrays of cluster jobs.", min=0)
+    ] = None,
+) -> None:
+    """Hold arms against one another at equal cost: SWEEP's runs, then what came out. Run it again to go on."""
+    from .compare import command
+
+    command(sweep, out, jobs, index)
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="One of them.")] = None,
     recipe: Annotated[bool, typer.Option("--recipe", help="Print a recipe to start from.")] = False,

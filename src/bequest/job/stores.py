@@ -10,6 +10,7 @@ from typing import Any
 from .. import config
 from ..data.objective import Objective
 from ..data.tokenizer import Vocabulary
+from ..files import sampled
 from ..recipe import Recipe, TeacherModel
 from ..teach import store
 from ..teach.store import Packing, Store
@@ -60,10 +61,5 @@ def model_identity(path: str) -> str:
         config.fingerprint({k: v for k, v in found.items() if k not in SAYS_NOTHING}).encode(), digest_size=10
     )
     for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as handle:
-            for sample in range(64):
-                handle.seek(sample * size // 64)
-                digest.update(handle.read(1 << 16))
+        digest.update(f"{file.name}:{sampled(file)}".encode())
     return digest.hexdigest()

@@ -1,0 +1,179 @@
+"""Which runs a sweep makes, and in what order: first learning rates at one seed, then the best of them at every seed.
+
+Everything is worked out anew from the runs that have finished: there is no state to lose. What cannot be known before a
+run has finished raises Waiting with that run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..recipe import Recipe
+from ..types import RecipeError
+from . import runs
+from .runs import Result, Run
+from .sweep import Sweep
+
+EXTENSIONS = 2
+"""So often a grid of learning rates grows when its best one is on an edge."""
+
+
+class Waiting(Exception):
+    """A run must finish first."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(str(run))
+        self.run = run
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An arm's learning rate and how it was found."""
+
+    rate: float
+    tried: dict[float, float] = field(default_factory=dict)
+    """Rate and what it gave at the first seed; infinite where the run diverged."""
+    of: str = ""
+    """The arm that tried them."""
+
+    @property
+    def on_edge(self) -> bool:
+        """Whether the best rate is the lowest or highest one tried, so that a better one may lie beyond."""
+        return len(self.tried) > 1 and self.rate in (min(self.tried), max(self.tried))
+
+
+@dataclass
+class Course:
+    """A sweep whose runs lie under a root folder."""
+
+    sweep: Sweep
+    root: Path
+    source: str
+    """Of the held-out text that is compared."""
+    _results: dict[Path, Result] = field(default_factory=dict)
+    _runs: dict[tuple[str, float, int, float], Run] = field(default_factory=dict)
+
+    def result(self, run: Run) -> Result:
+        """What a run says.
+
+        Raises Waiting while it is not finished.
+        """
+        if run.folder not in self._results:
+            found = runs.finished(run, self.sweep.measure, self.source)
+            if found is None:
+                raise Waiting(run)
+            self._results[run.folder] = found
+        return self._results[run.folder]
+
+    def tuned(self, arm: str) -> Tuned:
+        """An arm's learning rate."""
+        spec = self.sweep.pool[arm]
+        if spec.like and not spec.rates:
+            return self.tuned(spec.like)
+        grid = sorted(spec.rates or self.sweep.rates)
+        if len(grid) == 1:
+            return Tuned(grid[0], {}, arm)
+        for extension in range(EXTENSIONS + 1):
+            tried = {rate: self.result(self.trial(arm, rate)).loss for rate in grid}
+            best = min(tried, key=lambda rate: (tried[rate], rate))
+            if extension == EXTENSIONS or best not in (grid[0], grid[-1]):
+                break
+            grid = sorted([*grid, grid[0] ** 2 / grid[1] if best == grid[0] else grid[-1] ** 2 / grid[-2]])
+        return Tuned(best, tried, arm)
+
+    def trial(self, arm: str, rate: float) -> Run:
+        """The run that tries a learning rate."""
+        return self.run(arm, rate, self.sweep.seeds_of(arm)[0], self.sweep.pool[arm].budgets[0])
+
+    def chosen(self, arm: str, seed: int, budget: float | None = None) -> Run:
+        """An arm's run at its best rate, of the arm's own first seed where it lacks this one."""
+        seeds = self.sweep.seeds_of(arm)
+        return self.run(
+            arm, self.tuned(arm).rate, seed if seed in seeds else seeds[0], budget or self.sweep.pool[arm].budgets[0]
+        )
+
+    def run(self, arm: str, rate: float, seed: int, budget: float) -> Run:
+        """One run of an arm, once its teachers' runs are there."""
+        key = (arm, rate, seed, budget)
+        if key not in self._runs:
+            try:
+                self._runs[key] = self._made(*key)
+            except RecipeError as error:
+                raise RecipeError(*(f"arm {arm}: {problem}" for problem in error.problems)) from None
+        return self._runs[key]
+
+    def _made(self, arm: str, rate: float, seed: int, budget: float) -> Run:
+        family, base = list(self.sweep.family(arm)), Path(self.sweep.recipe)
+        keys: dict[str, Any] = {k: v for member in family for k, v in member.set.items()}
+        named = {name: other for member in family for name, other in member.teachers.items()}
+        teachers = {name: self.result(self.chosen(other, seed)).run for name, other in named.items()}
+        keys |= {f"teachers.{name}.load": str(run.folder / "checkpoint") for name, run in teachers.items()}
+        ids = {name: run.folder.name for name, run in teachers.items()}
+        stored = any(member.stored for member in family)
+        if stored:
+            keys |= {f"teachers.{name}.store": "not yet named" for name in teachers}
+        recipe = runs.load(base, keys)
+        keys |= {"seed": seed, "train.tokens": self._tokens(arm, seed, recipe, budget)}
+        if stored:  # learning rates share what the teacher said; another seed is asked about other text
+            place = self.root / "stores" / runs.identity(runs.load(base, keys), ids)
+            keys |= {f"teachers.{name}.store": str(place / name) for name in teachers}
+        keys |= {"train.optimiser.lr": rate}
+        keys |= {"name": f"{recipe.method['name']}-{runs.identity(runs.load(base, keys), ids)}"}
+        recipe = runs.load(base, keys)
+        overrides = runs.assignments(keys)
+        return Run(arm, rate, seed, budget, recipe, base, overrides, stored, self.root / "runs" / recipe.name)
+
+    def _tokens(self, arm: str, seed: int, recipe: Recipe, budget: float) -> int:
+        """How many tokens a run sees: whole batches."""
+        spec, batch = self.sweep.pool[arm], recipe.train.batch_tokens
+        wanted = budget * recipe.train.tokens
+        if spec.cost_of:
+            other, own = (self.result(self.chosen(name, seed)).end for name in (spec.cost_of, spec.like))
+            flops = other.counted_flops if spec.counted else other.all_flops
+            if flops is None:
+                raise RecipeError(
+                    f"what the predecessors of {spec.cost_of} cost to train is not known; leave out counted"
+                )
+            wanted = flops / (own.all_flops / own.tokens)
+        return max(1, round(wanted / batch)) * batch
+
+    def due(self, arms: Sequence[str]) -> list[Run]:
+        """The runs that can begin now, for these arms and all that they need, in the order of the sweep."""
+        found: dict[Path, Run] = {}
+        for want in self._wants(arms):
+            try:
+                want()
+            except Waiting as waiting:
+                found.setdefault(waiting.run.folder, waiting.run)
+        return list(found.values())
+
+    def _wants(self, arms: Sequence[str]) -> Iterator[Callable[[], Any]]:
+        """Everything that must be known, as calls that raise Waiting for what is not."""
+        for name in arms:
+            tuner = next(n for n in self._likes(name) if self.sweep.pool[n].rates or not self.sweep.pool[n].like)
+            for rate in self.sweep.pool[tuner].rates or self.sweep.rates:
+                yield lambda tuner=tuner, rate=rate: self.result(self.trial(tuner, rate))  # type: ignore[misc]
+            for seed in self.sweep.seeds_of(name):
+                for budget in self.sweep.pool[name].budgets:
+                    yield lambda name=name, seed=seed, budget=budget: self.result(self.chosen(name, seed, budget))  # type: ignore[misc]
+
+    def _likes(self, arm: str) -> Iterator[str]:
+        """An arm, the one that it is like, and so on."""
+        yield arm
+        if self.sweep.pool[arm].like:
+            yield from self._likes(self.sweep.pool[arm].like)
+
+    def expected(self) -> dict[str, list[int]]:
+        """By arm the tokens of every run that the sweep will make, as far as can be said before learning rates are known."""
+        found: dict[str, list[int]] = {}
+        recipe = runs.load(Path(self.sweep.recipe), {})
+        for name in self.sweep.needed(tuple(self.sweep.arms)):
+            spec = self.sweep.pool[name]
+            trials = 0 if spec.like and not spec.rates else len(spec.rates or self.sweep.rates) - 1
+            budgets = [spec.budgets[0]] * trials + [b for _ in self.sweep.seeds_of(name) for b in spec.budgets]
+            tokens = int(spec.set.get("train.tokens", recipe.train.tokens))
+            found[name] = [round(tokens * budget) for budget in budgets]
+        return found

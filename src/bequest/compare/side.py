@@ -1,0 +1,192 @@
+"""An arm's finished runs, and how it stands against the baseline: cost ratios at equal loss, and why there is none.
+
+At equal loss means: where the baseline has several budgets, its cost at the loss that the arm ends with, both after decay;
+where it has one, the arm's cost when it passes the baseline's final loss, in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from .course import Course, Tuned
+from .runs import Point, Result
+from .statistics import Curve, Interval, cost_at, interval, loss_at, power
+
+SAVING = 0.15
+"""Where nothing can be told, the chance is given with which this much would have been told."""
+Axis = Callable[[Point], float | None]
+AXES: dict[str, tuple[Axis, str]] = {
+    "tokens": (lambda p: p.tokens, "tokens"),
+    "student_flops": (lambda p: p.student_flops, "student FLOPs"),
+    "all_flops": (lambda p: p.all_flops, "all FLOPs, predecessors' training sunk"),
+    "counted_flops": (lambda p: p.counted_flops, "all FLOPs, predecessors' training counted"),
+}
+CLOCK: dict[str, tuple[Axis, str]] = {"seconds": (lambda p: p.seconds, "seconds")}
+"""What the clock says is kept apart: a sweep that was killed and begun again has other seconds and the same everything else."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """An arm."""
+
+    name: str
+    tuned: Tuned
+    runs: Mapping[int, Mapping[float, Result]]
+    """By seed and budget, the arm's own order."""
+
+    def final(self, seed: int) -> Result:
+        """The arm's result at a seed."""
+        return next(iter(self.runs[seed].values()))
+
+    @property
+    def finals(self) -> list[Result]:
+        """The arm's results."""
+        return [self.final(seed) for seed in self.runs]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a run at the best rate did not survive."""
+        return any(not result.curve for budgets in self.runs.values() for result in budgets.values())
+
+    @property
+    def has_ladder(self) -> bool:
+        """Whether it was trained with several budgets."""
+        return all(len(budgets) > 1 for budgets in self.runs.values())
+
+    def teacher(self) -> float | None:
+        """The best of its predecessors on the held-out text, the mean over seeds; None where none is known."""
+        losses = [min(result.teachers.values()) for result in self.finals if result.teachers]
+        return math.fsum(losses) / len(losses) if losses else None
+
+    def loss(self) -> float:
+        """The mean final loss."""
+        return math.fsum(result.loss for result in self.finals) / len(self.runs)
+
+    def ladder(self, seed: int, axis: Axis) -> Curve | None:
+        """Cost and loss at the end of every budget; None where a cost is unknown."""
+        return _curve([result.end for result in self.runs[seed].values()], axis)
+
+    def within(self, seed: int, axis: Axis) -> Curve | None:
+        """Cost and loss in the course of the arm's result."""
+        return _curve(self.final(seed).curve, axis)
+
+
+def _curve(points: list[Point] | tuple[Point, ...], axis: Axis) -> Curve | None:
+    found = sorted((cost, p.loss) for p in points if (cost := axis(p)) is not None)
+    return found if len(found) == len(points) else None
+
+
+def side(course: Course, name: str) -> Side:
+    """An arm whose runs have all finished."""
+    budgets = course.sweep.pool[name].budgets
+    return Side(
+        name,
+        course.tuned(name),
+        {
+            seed: {budget: course.result(course.chosen(name, seed, budget)) for budget in budgets}
+            for seed in course.sweep.seeds_of(name)
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How many times the arm's cost the baseline needs for the same loss, or a sentence on why that cannot be said."""
+
+    ratio: Interval | None
+    refusal: str = ""
+    gap: Interval | None = None
+    """The arm's final loss less the baseline's at equal cost; None where the baseline was not measured there."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether there is a ratio and it is not 1 as far as can be told."""
+        return self.ratio is not None and not self.refusal
+
+
+def against(arm: Side, base: Side, axis: Axis, what: str, confidence: float | None) -> Verdict:
+    """Hold an arm against the baseline on one axis of cost."""
+    seeds = [seed for seed in arm.runs if seed in base.runs]
+    if arm.diverged or base.diverged:
+        which = arm.name if arm.diverged else base.name
+        return Verdict(None, f"no ratio: {which} diverged at the best of its learning rates")
+    if len(seeds) < (2 if confidence else 1):
+        return Verdict(None, f"no ratio: {arm.name} and {base.name} share {len(seeds)} seed, too few for an interval")
+    gap = _gap(arm, base, axis, seeds, confidence)
+    target = arm.loss() if base.has_ladder else base.loss()
+    teacher = arm.teacher()
+    if teacher is not None and teacher <= target:
+        return Verdict(
+            None,
+            f"no ratio: the predecessor's own loss, {teacher:.4f}, is already as good as the {target:.4f} to be reached",
+            gap,
+        )
+    found = [_ratio(arm, base, seed, axis) for seed in seeds]
+    if refusal := next((f for f in found if isinstance(f, str)), None):
+        return Verdict(None, refusal.format(what=what), gap)
+    ratio = interval([math.log(f) for f in found if not isinstance(f, str)], confidence)
+    if confidence and ratio.holds(0.0):
+        chance = power(-math.log(1 - SAVING), [math.log(f) for f in found if not isinstance(f, str)], confidence)
+        return Verdict(
+            ratio.exp(),
+            f"no ratio: the difference in {what} is inside the noise "
+            f"(a saving of {SAVING:.0%} would have been outside it with a chance of {chance:.0%})",
+            gap,
+        )
+    return Verdict(ratio.exp(), "", gap)
+
+
+def _ratio(arm: Side, base: Side, seed: int, axis: Axis) -> float | str:
+    """The baseline's cost over the arm's at equal loss, or the sentence that refuses it."""
+    at, own, others = arm.final(seed), arm.within(seed, axis), (base.ladder(seed, axis))
+    if own is None or others is None:
+        return "no ratio in {what}: what a predecessor cost is not known"
+    if not base.has_ladder:
+        reached = cost_at(own, base.final(seed).loss)
+        if reached is None:
+            way = "is below" if own[0][1] < base.final(seed).loss else "never reached"
+            when = " at its first validation already" if way == "is below" else ""
+            return f"no ratio: {arm.name} {way} {base.name}'s final loss{when} (seed {seed})"
+        return others[0][0] / reached
+    needed = cost_at(others, at.loss)
+    if needed is None:
+        budgets = sorted(base.runs[seed])
+        if at.loss > others[0][1]:
+            return f"no ratio: {base.name} is better than {arm.name} with {budgets[0]:g} times the tokens already (seed {seed})"
+        return f"no ratio: {base.name} never reached {arm.name}'s final loss, even with {budgets[-1]:g} times the tokens (seed {seed})"
+    return needed / own[-1][0]
+
+
+def _gap(arm: Side, base: Side, axis: Axis, seeds: list[int], confidence: float | None) -> Interval | None:
+    """The difference of final losses at equal cost, both after decay."""
+    found = []
+    for seed in seeds:
+        cost, ladder = axis(arm.final(seed).end), base.ladder(seed, axis)
+        other = None if cost is None or ladder is None else loss_at(ladder, cost)
+        if other is None:
+            return None
+        found.append(arm.final(seed).loss - other)
+    return interval(found, confidence)
+
+
+def ceiling(arm: Side, base: Side, axis: Axis) -> float | None:
+    """What a perfect warm start would save: a successor that begins as good as its predecessor, at the baseline's pace.
+
+    The baseline's cost over what is left of it from the predecessor's loss on (the mean over seeds); None where its curves do
+    not reach that far.
+    """
+    teacher = arm.teacher()
+    if teacher is None:
+        return None
+    found = []
+    for seed in base.runs:
+        ladder = base.ladder(seed, axis)
+        if ladder is None or seed not in arm.runs:
+            continue
+        whole, begun = cost_at(ladder, arm.final(seed).loss), cost_at(ladder, teacher)
+        if whole is None or begun is None or begun >= whole:
+            return None
+        found.append(math.log(whole / (whole - begun)))
+    return math.exp(math.fsum(found) / len(found)) if found else None

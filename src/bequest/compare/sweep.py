@@ -1,0 +1,200 @@
+"""What a sweep says, and everything about it that makes no sense, one sentence each."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import annotated_types as at
+
+from .. import config
+from ..config import AboveZero, Config, Count
+from ..types import RecipeError
+
+
+class Arm(Config):
+    """One side of a comparison: the sweep's recipe with some keys set otherwise."""
+
+    like: str = ""
+    """Another arm: its settings come before this arm's own, and its best learning rate is this arm's, too."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Keys of the recipe and their values in this arm, such as {method: {name: ki}, student.layers: 6}."""
+    teachers: dict[str, str] = field(default_factory=dict)
+    """By the teacher's name, the arm or predecessor whose model it is: of the same seed where that has it."""
+    stored: bool = False
+    """Ask those teachers once, ahead of training, and learn from the store of what they said."""
+    rates: tuple[AboveZero, ...] = ()
+    """Learning rates to try at the first seed; without them those of the sweep, or the best one of `like`."""
+    budgets: tuple[AboveZero, ...] = (1.0,)
+    """Multiples of the recipe's train.tokens: a run each, decayed to its end. The first is the arm's result."""
+    cost_of: str = ""
+    """Instead of budgets: as many tokens as cost this arm as much as that arm's result costs in all FLOPs."""
+    counted: bool = False
+    """With `cost_of`: what that arm's predecessors cost to train is part of it."""
+    seeds: tuple[Count, ...] = ()
+    """Instead of the sweep's."""
+
+
+class Price(Config):
+    """What a device costs."""
+
+    per_hour: AboveZero
+    """Money per hour of one job."""
+    currency: str = "$"
+    """Its sign."""
+
+
+class Sweep(Config):
+    """A comparison."""
+
+    name: str
+    """Results go to runs/compare/<name> unless --out names another folder than runs/compare."""
+    question: str = ""
+    """What it asks, in a sentence or two: stands above the results."""
+    recipe: str
+    """The recipe that all arms share; seeds and learning rates are the sweep's."""
+    arms: dict[str, Arm]
+    """What is compared, by name. With `extends`, a name alone takes over that sweep's arm."""
+    predecessors: dict[str, Arm] = field(default_factory=dict)
+    """What is trained because arms learn from it, and not compared."""
+    baseline: str
+    """The arm against which the others are held."""
+    rates: tuple[AboveZero, ...]
+    """Learning rates that each arm tries at the first seed, best spaced by 2; the grid grows when the best one is on its edge."""
+    seeds: tuple[Count, ...] = (0, 1, 2)
+    """Of the best learning rate's runs."""
+    measure: Literal["loss", "bits_per_byte"] = "loss"
+    """On held-out text; bits per byte compare arms of different vocabularies."""
+    source: str = ""
+    """Of the held-out text; needed only where the recipe has several."""
+    confidence: Annotated[float, at.Gt(0.0), at.Lt(1.0)] | None = 0.95
+    """Of the intervals; null for none, as with a single seed."""
+    price: Price | None = None
+    """Turns seconds into money."""
+
+    @property
+    def pool(self) -> dict[str, Arm]:
+        """Every arm that can be named."""
+        return {**self.predecessors, **self.arms}
+
+    def family(self, name: str) -> Iterator[Arm]:
+        """An arm after those that it is like, the furthest first."""
+        arm = self.pool[name]
+        if arm.like:
+            yield from self.family(arm.like)
+        yield arm
+
+    def needed(self, names: Iterable[str]) -> dict[str, Arm]:
+        """Arms and all that they need to know of, directly or not, those first."""
+        found: dict[str, Arm] = {}
+        for name in names:
+            others = [o for arm in self.family(name) for o in (arm.like, arm.cost_of, *arm.teachers.values()) if o]
+            found |= self.needed([o for o in others if o not in found]) | {name: self.pool[name]}
+        return found
+
+    def seeds_of(self, name: str) -> tuple[int, ...]:
+        """The seeds of an arm."""
+        return self.pool[name].seeds or self.seeds
+
+
+OWN = ("name", "seed", "train.optimiser.lr", "train.threads")
+"""Keys of a recipe that the sweep itself sets."""
+
+
+def load(path: Path) -> Sweep:
+    """The sweep in a file.
+
+    Raises RecipeError, one sentence per mistake that names the file.
+    """
+    raw = _extended(config.read(path), path, ())
+    sweep = config.decode(Sweep, raw, str(path))
+    if found := [f"{path}: {sentence}" for sentence in problems(sweep)]:
+        raise RecipeError(*found)
+    return sweep
+
+
+def _extended(raw: dict[str, Any], path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """A sweep's mapping with what it takes over from the one that it extends."""
+    above_path = raw.pop("extends", None)
+    if not isinstance(raw.get("arms"), dict):
+        raise RecipeError(f"{path}: arms must be a mapping of names to arms")
+    pool: dict[str, Any] = {}
+    if above_path is not None:
+        where = Path(str(above_path))
+        if where.resolve() in (p.resolve() for p in (path, *below)):
+            raise RecipeError(f"{path}: extends leads back to {where}; leave one of them out")
+        above = _extended(config.read(where), where, (*below, path))
+        pool = {**above.get("predecessors", {}), **above["arms"]}
+        raw = {**{key: above[key] for key in above if key not in ("name", "question")}, **raw}
+    for name, arm in raw["arms"].items():
+        if arm is None and name not in pool:
+            raise RecipeError(f"{path}: the arm {name!r} is not there; {_nearest(name, pool)}")
+        raw["arms"][name] = pool[name] if arm is None else arm
+    if isinstance(own := raw.get("predecessors", {}), dict):
+        raw["predecessors"] = {n: arm for n, arm in (pool | own).items() if n not in raw["arms"]}
+    return raw
+
+
+def _nearest(name: str, there: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(there), 1, 0.6)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(there) or 'none'}"
+
+
+def problems(sweep: Sweep) -> list[str]:
+    """Every impossible combination, one sentence each."""
+    circles = [name for name in sweep.pool if name in _reachable(name, sweep)]
+    if circles:
+        return [f"the arms {', '.join(circles)} need each other in a circle, by like, teachers or cost_of; break it"]
+    found = [s for name in sweep.pool for s in _arm_problems(name, sweep)]
+    if not re.fullmatch(r"\w[\w.+-]*", sweep.name):
+        found.append(f"name {sweep.name!r} cannot be a folder's name; use letters, digits and dashes")
+    if sweep.baseline not in sweep.arms:
+        found.append(f"the baseline {sweep.baseline!r} is no arm; {_nearest(sweep.baseline, sweep.arms)}")
+    if len(sweep.arms) < 2:
+        found.append("there is nothing to compare; give at least two arms")
+    if not sweep.rates or len(set(sweep.rates)) < len(sweep.rates):
+        found.append("rates must be different learning rates, such as [5e-3, 1e-2, 2e-2]")
+    if sweep.confidence and len(set(sweep.seeds)) < 2:
+        found.append("one seed gives no intervals; give seeds: [0, 1, 2], or confidence: null for a look without them")
+    return found
+
+
+def _arm_problems(name: str, sweep: Sweep) -> Iterator[str]:
+    arm = sweep.pool[name]
+    key = f"{'arms' if name in sweep.arms else 'predecessors'}.{name}"
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        yield f"{key} cannot be a name; use letters, digits and dashes"
+    others = {"like": arm.like, "cost_of": arm.cost_of} | {f"teachers.{n}": t for n, t in arm.teachers.items()}
+    missing = {where: other for where, other in others.items() if other and other not in sweep.pool}
+    for where, other in missing.items():
+        yield f"{key}.{where} names the arm {other!r}, which is not there; {_nearest(other, sweep.pool)}"
+    for own in OWN:
+        if own in arm.set:
+            yield f"{key}.set has {own}, which is the sweep's own; give {'rates' if 'lr' in own else 'seeds'} instead"
+    if arm.cost_of and arm.budgets != (1.0,):
+        yield f"{key} has both budgets and cost_of; keep one"
+    if arm.counted and not arm.cost_of:
+        yield f"{key}.counted has no meaning without cost_of; leave it out"
+    for numbers in ("rates", "budgets", "seeds"):
+        given = getattr(arm, numbers)
+        if len(set(given)) < len(given) or (numbers == "budgets" and not given):
+            yield f"{key}.{numbers} must be different numbers"
+    if not missing and arm.stored and not any(a.teachers for a in sweep.family(name)):
+        yield f"{key}.stored needs teachers, whose answers are to be stored"
+    if name in sweep.arms and sweep.confidence and len(sweep.seeds_of(name)) < 2:
+        yield f"{key}: one seed gives no intervals; give at least two, better three"
+
+
+def _reachable(name: str, sweep: Sweep) -> set[str]:
+    """Every arm that an arm needs, directly or not."""
+    found: set[str] = set()
+    front = {name}
+    while front:
+        arms = (sweep.pool[n] for n in front)
+        front = {o for a in arms for o in (a.like, a.cost_of, *a.teachers.values()) if o in sweep.pool} - found
+        found |= front
+    return found
