@@ -15,7 +15,7 @@ from .course import Course
 from .runs import Point, Result
 from .side import AXES, CLOCK, Axis, Side, Verdict, against, ceiling, side
 from .statistics import Interval, interval
-from .sweep import Sweep
+from .sweep import Sweep, references
 
 
 def results(course: Course, path: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _in_order(one: Side) -> list[Result]:
 def _arm(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis, str]]) -> dict[str, Any]:
     first = one.finals[0]
     return {
-        "settings": config.encode(sweep.pool[one.name]),
+        "settings": config.encode(sweep.pool[one.name]) | {"set": sweep.settings(one.name)},
         "parameters": first.parameters,
         "rate": one.tuned.rate,
         "tried": [[rate, _number(loss)] for rate, loss in sorted(one.tuned.tried.items())],
@@ -138,7 +138,7 @@ def _number(value: float) -> float | None:
 
 def _taught_by(sweep: Sweep) -> list[str]:
     """Arms and predecessors whose models teach others, the first ones first."""
-    taught = {t for name in sweep.needed(tuple(sweep.arms)) for t in sweep.pool[name].teachers.values()}
+    taught = {other for arm in sweep.needed(tuple(sweep.arms)).values() for other in references(arm.set)}
     return [name for name in sweep.needed(tuple(sweep.arms)) if name in taught]
 
 
@@ -171,8 +171,8 @@ def sentences(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis
     for words, verdict in verdicts.items():
         text = _saved(verdict, base.name) if verdict.clear else verdict.refusal
         said.setdefault(text, []).append(words)
-    for text, words in said.items():
-        start = f"{one.name} ({'; '.join(words)})" if len(said) > 1 else one.name
+    for text, of in said.items():
+        start = f"{one.name} ({'; '.join(of)})" if len(said) > 1 else one.name
         yield f"{start}: {text}."
 
 

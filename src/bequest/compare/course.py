@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from ..types import RecipeError
 from . import runs
 from .runs import Result, Run
-from .sweep import Sweep
+from .sweep import Sweep, replaced
 
 EXTENSIONS = 2
 """So often a grid of learning rates grows when its best one is on an edge."""
@@ -96,7 +96,7 @@ class Course:
         )
 
     def run(self, arm: str, rate: float, seed: int, budget: float) -> Run:
-        """One run of an arm, once its teachers' runs are there."""
+        """One run of an arm, once the runs whose models it takes are there."""
         key = (arm, rate, seed, budget)
         if key not in self._runs:
             try:
@@ -106,22 +106,19 @@ class Course:
         return self._runs[key]
 
     def _made(self, arm: str, rate: float, seed: int, budget: float) -> Run:
-        family, base = list(self.sweep.family(arm)), Path(self.sweep.recipe)
-        keys: dict[str, Any] = {k: v for member in family for k, v in member.set.items()}
-        named = {name: other for member in family for name, other in member.teachers.items()}
-        teachers = {name: self.result(self.chosen(other, seed)).run for name, other in named.items()}
-        keys |= {f"teachers.{name}.load": str(run.folder / "checkpoint") for name, run in teachers.items()}
-        ids = {name: run.folder.name for name, run in teachers.items()}
-        stored = any(member.stored for member in family)
-        if stored:
-            keys |= {f"teachers.{name}.store": "not yet named" for name in teachers}
+        base = Path(self.sweep.recipe)
+        model = lambda other: str(self.result(self.chosen(other, seed)).run.folder / "checkpoint")
+        keys = replaced(self.sweep.settings(arm), model)
         recipe = runs.load(base, keys)
         keys |= {"seed": seed, "train.tokens": self._tokens(arm, seed, recipe, budget)}
-        if stored:  # learning rates share what the teacher said; another seed is asked about other text
-            place = self.root / "stores" / runs.identity(runs.load(base, keys), ids)
-            keys |= {f"teachers.{name}.store": str(place / name) for name in teachers}
+        if stored := self.sweep.stored(
+            arm
+        ):  # learning rates share what the teacher said; another seed is asked of other text
+            names = [name for name, spec in recipe.teachers.items() if spec.live]
+            place = runs.identity(runs.load(base, keys | {f"teachers.{name}.store": name for name in names}))
+            keys |= {f"teachers.{name}.store": str(self.root / "stores" / place / name) for name in names}
         keys |= {"train.optimiser.lr": rate}
-        keys |= {"name": f"{recipe.method['name']}-{runs.identity(runs.load(base, keys), ids)}"}
+        keys |= {"name": f"{recipe.method['name']}-{runs.identity(runs.load(base, keys))}"}
         recipe = runs.load(base, keys)
         overrides = runs.assignments(keys)
         return Run(arm, rate, seed, budget, recipe, base, overrides, stored, self.root / "runs" / recipe.name)
@@ -141,30 +138,24 @@ class Course:
         return max(1, round(wanted / batch)) * batch
 
     def due(self, arms: Sequence[str]) -> list[Run]:
-        """The runs that can begin now, for these arms and all that they need, in the order of the sweep."""
+        """The runs that can begin now, for these arms and all that they need: first those that others wait for."""
         found: dict[Path, Run] = {}
         for want in self._wants(arms):
             try:
                 want()
             except Waiting as waiting:
                 found.setdefault(waiting.run.folder, waiting.run)
-        return list(found.values())
+        return sorted(found.values(), key=lambda run: run.arm in arms)
 
     def _wants(self, arms: Sequence[str]) -> Iterator[Callable[[], Any]]:
         """Everything that must be known, as calls that raise Waiting for what is not."""
         for name in arms:
-            tuner = next(n for n in self._likes(name) if self.sweep.pool[n].rates or not self.sweep.pool[n].like)
+            tuner = next(n for n in self.sweep.likes(name) if self.sweep.pool[n].rates or not self.sweep.pool[n].like)
             for rate in self.sweep.pool[tuner].rates or self.sweep.rates:
                 yield lambda tuner=tuner, rate=rate: self.result(self.trial(tuner, rate))  # type: ignore[misc]
             for seed in self.sweep.seeds_of(name):
                 for budget in self.sweep.pool[name].budgets:
                     yield lambda name=name, seed=seed, budget=budget: self.result(self.chosen(name, seed, budget))  # type: ignore[misc]
-
-    def _likes(self, arm: str) -> Iterator[str]:
-        """An arm, the one that it is like, and so on."""
-        yield arm
-        if self.sweep.pool[arm].like:
-            yield from self._likes(self.sweep.pool[arm].like)
 
     def expected(self) -> dict[str, list[int]]:
         """By arm the tokens of every run that the sweep will make, as far as can be said before learning rates are known."""

@@ -13,10 +13,7 @@ from ..job.prepare import find_method, find_tokenizer
 from ..recipe import Recipe
 from ..types import BequestError, RecipeError
 from . import runs
-from .sweep import Sweep
-
-UNTRAINED = "not trained yet"
-"""Stands for the models of arms in recipes that are only looked at."""
+from .sweep import Sweep, references
 
 
 def require(sweep: Sweep) -> None:
@@ -36,11 +33,8 @@ def require(sweep: Sweep) -> None:
 
 
 def draft(sweep: Sweep, name: str) -> Recipe:
-    """An arm's recipe as far as it is known before any run."""
-    keys: dict[str, Any] = {}
-    for member in sweep.family(name):
-        keys |= member.set | {f"teachers.{teacher}.load": UNTRAINED for teacher in member.teachers}
-    return runs.load(Path(sweep.recipe), keys)
+    """An arm's recipe before any run: models of other arms go by their names."""
+    return runs.load(Path(sweep.recipe), sweep.settings(name))
 
 
 def source_of(sweep: Sweep) -> str:
@@ -98,10 +92,14 @@ def _vocabulary(sweep: Sweep, name: str, drafts: dict[str, Recipe]) -> Any:
     recipe = drafts[name]
     if recipe.tokenizer and recipe.tokenizer.train:
         texts = [source.identity(text) for text in recipe.data.train]
-        return config.encode(recipe.tokenizer), texts, recipe.data.valid_fraction
-    teachers = [t for member in sweep.family(name) for t in member.teachers.values()]
-    if recipe.tokenizer is None and teachers and not recipe.student.load:
-        return _vocabulary(sweep, teachers[0], drafts)
+        return config.encode(recipe.tokenizer), texts, recipe.data.valid_fraction, recipe.data.objective
+    given = (
+        recipe.tokenizer.load
+        if recipe.tokenizer
+        else next((t.load for t in recipe.teachers.values()), recipe.student.load)
+    )
+    if others := references(given):
+        return _vocabulary(sweep, others[0], drafts)
     try:
         return find_tokenizer(recipe).identity
     except BequestError as error:

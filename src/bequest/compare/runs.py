@@ -103,11 +103,8 @@ def assignments(keys: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}={json.dumps(value)}" for key, value in keys.items())
 
 
-def identity(recipe: Recipe, teachers: Mapping[str, str]) -> str:
-    """A fingerprint of what decides a run's bits: the recipe, and the contents of text and models instead of their places.
-
-    `teachers` are the identities of those predecessors that are runs themselves.
-    """
+def identity(recipe: Recipe) -> str:
+    """A fingerprint of what decides a run's bits: the recipe, and the contents of text and models instead of their places."""
     found = resolved(recipe, find_method(recipe))
     del found["name"]
     for key in FREE:
@@ -120,10 +117,11 @@ def identity(recipe: Recipe, teachers: Mapping[str, str]) -> str:
             if text.path:
                 entry["path"] = [sampled(path) for path in source.files(text)]
     for name, spec in recipe.teachers.items():
-        own = found["teachers"][name]
-        own["load"] = teachers.get(name) or model_identity(spec.load)
-        own["store"] = bool(spec.store)
+        found["teachers"][name] |= {"load": model_identity(spec.load), "store": bool(spec.store)}
     found["student"]["load"] = model_identity(recipe.student.load)
+    if recipe.tokenizer and recipe.tokenizer.load:
+        own = Path(recipe.tokenizer.load) / "tokenizer.json"
+        found["tokenizer"]["load"] = sampled(own) if own.is_file() else recipe.tokenizer.load
     return fingerprint(found)
 
 

@@ -43,6 +43,10 @@ def interval(values: Sequence[float], confidence: float | None) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+CERTAIN = 100.0
+"""So many standard errors from zero are seen always."""
+
+
 def power(effect: float, values: Sequence[float], confidence: float) -> float:
     """The chance that an interval over as many values as these, spread as these are, would leave zero out if their mean were `effect`.
 
@@ -52,9 +56,7 @@ def power(effect: float, values: Sequence[float], confidence: float) -> float:
     bound = float(stdtrit(count - 1, 0.5 + confidence / 2))
     assert spread.high is not None
     error = (spread.high - spread.mean) / bound  # of the mean
-    if error == 0:
-        return 1.0
-    degrees, shift = count - 1, effect / error
+    degrees, shift = count - 1, min(CERTAIN, effect / error) if error else CERTAIN
     return float(1.0 - nctdtr(degrees, shift, bound) + nctdtr(degrees, shift, -bound))
 
 
@@ -63,20 +65,39 @@ Curve = Sequence[tuple[float, float]]
 
 
 def cost_at(curve: Curve, loss: float) -> float | None:
-    """Where a curve first comes down to a loss, interpolated in the logarithm of the cost; None when it never is above or never below."""
-    for (before, high), (after, low) in pairwise(curve):
-        if low <= loss <= high:
-            way = 0.0 if high == low else (high - loss) / (high - low)
-            return math.exp(math.log(before) + way * (math.log(after) - math.log(before)))
-        if high < loss:
-            return None
+    """Where a curve first comes down to a loss; None when it never does, or begins below it."""
+    places = [(y, math.log(x)) for x, y in curve]
+    if places[0][0] < loss:
+        return None
+    for number, (high, low) in enumerate(pairwise(places)):
+        if low[0] <= loss <= high[0]:
+            return math.exp(_between(places, number, loss))
     return curve[-1][0] if curve[-1][1] == loss else None
 
 
 def loss_at(curve: Curve, cost: float) -> float | None:
-    """A curve's loss at a cost, interpolated likewise; None outside the curve."""
-    for (before, start), (after, end) in pairwise(curve):
-        if before <= cost <= after:
-            way = 0.0 if before == after else math.log(cost / before) / math.log(after / before)
-            return start + way * (end - start)
+    """A curve's loss at a cost; None outside the curve."""
+    places = [(math.log(x), y) for x, y in curve]
+    for number, (before, after) in enumerate(pairwise(places)):
+        if before[0] <= math.log(cost) <= after[0]:
+            return _between(places, number, math.log(cost))
     return curve[-1][1] if curve[-1][0] == cost else None
+
+
+def _between(places: Sequence[tuple[float, float]], number: int, x: float) -> float:
+    """y at x between two neighbours of a curve: on the parabola through them and a third, as losses bend with the logarithm of the cost.
+
+    On the straight line where there is no third, or the three do not go one way.
+    """
+    (x0, y0), (x1, y1) = places[number : number + 2]
+    if x0 == x1:
+        return y0
+    line = y0 + (x - x0) / (x1 - x0) * (y1 - y0)
+    for third in (number + 2, number - 1):
+        if 0 <= third < len(places):
+            x2, y2 = places[third]
+            slopes = [(y1 - y0) / (x1 - x0), *((y - y2) / (x - x2) for x, y in ((x0, y0), (x1, y1)) if x != x2)]
+            if len(slopes) == 3 and len({slope > 0 for slope in slopes}) == 1:
+                bent = line + (slopes[2] - slopes[0]) / (x2 - x0) * (x - x0) * (x - x1)
+                return min(max(bent, min(y0, y1)), max(y0, y1))
+    return line

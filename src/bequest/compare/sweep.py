@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,11 +22,12 @@ class Arm(Config):
     like: str = ""
     """Another arm: its settings come before this arm's own, and its best learning rate is this arm's, too."""
     set: dict[str, Any] = field(default_factory=dict)
-    """Keys of the recipe and their values in this arm, such as {method: {name: ki}, student.layers: 6}."""
-    teachers: dict[str, str] = field(default_factory=dict)
-    """By the teacher's name, the arm or predecessor whose model it is: of the same seed where that has it."""
+    """Keys of the recipe and their values in this arm, such as {method: {name: ki}, teachers.teacher.load: arm:small}.
+
+    A value `arm:NAME` is the model of another arm or predecessor, of the same seed where that has it.
+    """
     stored: bool = False
-    """Ask those teachers once, ahead of training, and learn from the store of what they said."""
+    """Ask its teachers once, ahead of training, and learn from the store of what they said."""
     rates: tuple[AboveZero, ...] = ()
     """Learning rates to try at the first seed; without them those of the sweep, or the best one of `like`."""
     budgets: tuple[AboveZero, ...] = (1.0,)
@@ -81,24 +82,59 @@ class Sweep(Config):
         """Every arm that can be named."""
         return {**self.predecessors, **self.arms}
 
-    def family(self, name: str) -> Iterator[Arm]:
-        """An arm after those that it is like, the furthest first."""
-        arm = self.pool[name]
-        if arm.like:
-            yield from self.family(arm.like)
-        yield arm
+    def likes(self, name: str) -> Iterator[str]:
+        """An arm, the one that it is like, and so on."""
+        yield name
+        if self.pool[name].like:
+            yield from self.likes(self.pool[name].like)
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """What an arm sets, with the settings of those that it is like."""
+        found: dict[str, Any] = {}
+        for member in reversed(list(self.likes(name))):
+            for key, value in self.pool[member].set.items():
+                found = {k: v for k, v in found.items() if not f"{k}.".startswith(f"{key}.")} | {key: value}
+        return found
+
+    def stored(self, name: str) -> bool:
+        """Whether an arm learns from stores."""
+        return any(self.pool[member].stored for member in self.likes(name))
 
     def needed(self, names: Iterable[str]) -> dict[str, Arm]:
         """Arms and all that they need to know of, directly or not, those first."""
         found: dict[str, Arm] = {}
         for name in names:
-            others = [o for arm in self.family(name) for o in (arm.like, arm.cost_of, *arm.teachers.values()) if o]
-            found |= self.needed([o for o in others if o not in found]) | {name: self.pool[name]}
+            found |= self.needed(other for other in self.names_of(name) if other not in found) | {name: self.pool[name]}
         return found
+
+    def names_of(self, name: str) -> list[str]:
+        """The other arms that an arm names itself."""
+        arm = self.pool[name]
+        return [other for other in (arm.like, arm.cost_of, *references(arm.set)) if other]
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """The seeds of an arm."""
         return self.pool[name].seeds or self.seeds
+
+
+REFERENCE = "arm:"
+
+
+def references(value: Any) -> list[str]:
+    """The arms that values name."""
+    if isinstance(value, str):
+        return [value.removeprefix(REFERENCE)] if value.startswith(REFERENCE) else []
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [name for one in inner for name in references(one)]
+
+
+def replaced(value: Any, model: Callable[[str], str]) -> Any:
+    """Values with `arm:NAME` replaced by `model(NAME)`."""
+    if isinstance(value, str):
+        return model(value.removeprefix(REFERENCE)) if value.startswith(REFERENCE) else value
+    if isinstance(value, dict):
+        return {key: replaced(inner, model) for key, inner in value.items()}
+    return [replaced(inner, model) for inner in value] if isinstance(value, list) else value
 
 
 OWN = ("name", "seed", "train.optimiser.lr", "train.threads")
@@ -168,23 +204,22 @@ def _arm_problems(name: str, sweep: Sweep) -> Iterator[str]:
     key = f"{'arms' if name in sweep.arms else 'predecessors'}.{name}"
     if not re.fullmatch(r"\w[\w.+-]*", name):
         yield f"{key} cannot be a name; use letters, digits and dashes"
-    others = {"like": arm.like, "cost_of": arm.cost_of} | {f"teachers.{n}": t for n, t in arm.teachers.items()}
-    missing = {where: other for where, other in others.items() if other and other not in sweep.pool}
-    for where, other in missing.items():
-        yield f"{key}.{where} names the arm {other!r}, which is not there; {_nearest(other, sweep.pool)}"
+    missing = [other for other in sweep.names_of(name) if other not in sweep.pool]
+    for other in missing:
+        yield f"{key} names the arm {other!r}, which is not there; {_nearest(other, sweep.pool)}"
     for own in OWN:
         if own in arm.set:
             yield f"{key}.set has {own}, which is the sweep's own; give {'rates' if 'lr' in own else 'seeds'} instead"
     if arm.cost_of and arm.budgets != (1.0,):
         yield f"{key} has both budgets and cost_of; keep one"
+    if arm.cost_of and not arm.like:
+        yield f"{key}.cost_of needs like: the arm whose cost per token is this one's"
     if arm.counted and not arm.cost_of:
         yield f"{key}.counted has no meaning without cost_of; leave it out"
     for numbers in ("rates", "budgets", "seeds"):
         given = getattr(arm, numbers)
         if len(set(given)) < len(given) or (numbers == "budgets" and not given):
             yield f"{key}.{numbers} must be different numbers"
-    if not missing and arm.stored and not any(a.teachers for a in sweep.family(name)):
-        yield f"{key}.stored needs teachers, whose answers are to be stored"
     if name in sweep.arms and sweep.confidence and len(sweep.seeds_of(name)) < 2:
         yield f"{key}: one seed gives no intervals; give at least two, better three"
 
@@ -194,7 +229,6 @@ def _reachable(name: str, sweep: Sweep) -> set[str]:
     found: set[str] = set()
     front = {name}
     while front:
-        arms = (sweep.pool[n] for n in front)
-        front = {o for a in arms for o in (a.like, a.cost_of, *a.teachers.values()) if o in sweep.pool} - found
+        front = {other for n in front for other in sweep.names_of(n) if other in sweep.pool} - found
         found |= front
     return found

@@ -1,0 +1,269 @@
+"""What a sweep may say, what it works out from finished runs, and every mistake as one sentence."""
+
+import json
+import math
+
+import pytest
+from conftest import SHARED, sentences, write_jsonl  # noqa: F401
+
+from bequest.compare import fair, runs, sweep
+from bequest.compare.course import Course, Waiting
+from bequest.compare.runs import Point, Result
+from bequest.types import BequestError, FolderError
+
+
+@pytest.fixture
+def files(world, tmp_path):
+    """A base recipe, and a writer of sweeps over it."""
+    raw = world.raw({"name": "plain"}, train__optimiser__lr=0.5)
+    raw |= {"teachers": {}, "tokenizer": {"load": world.teacher["causal"]}}
+    (tmp_path / "base.yaml").write_text(json.dumps(raw))
+
+    def write(file="a.yaml", **changes):
+        found = {
+            "name": "a",
+            "recipe": str(tmp_path / "base.yaml"),
+            "rates": [0.01, 0.02, 0.04],
+            "baseline": "scratch",
+            "predecessors": {"small": {"set": {"student.layers": 1}, "rates": [0.01], "seeds": [0]}},
+            "arms": {
+                "scratch": {"budgets": [1, 0.5, 2]},
+                "ki": {"set": {"method": {"name": "ki"}, "teachers.teacher.load": "arm:small"}},
+            },
+        }
+        path = tmp_path / file
+        path.write_text(json.dumps({k: v for k, v in (found | changes).items() if v is not None}))
+        return path
+
+    return write
+
+
+class Imagined(Course):
+    """A course whose runs finish as a function says."""
+
+    ended: dict
+
+    def result(self, run):
+        loss = self.ended.get((run.arm, run.rate, run.seed, run.budget))
+        if loss is None:
+            raise Waiting(run)
+        curve = () if loss == math.inf else (Point(run.tokens, 1e3 * run.tokens, 1.1e3 * run.tokens, None, 1.0, loss),)
+        return Result(run, curve, 1, {}, "causal", 0.0, None)
+
+
+def course(path, tmp_path, **ended):
+    found = Imagined(sweep.load(path), tmp_path / "out", "one")
+    found.ended = {}
+    return found
+
+
+def due(found):
+    return [(run.arm, run.rate, run.seed, run.budget) for run in found.due(tuple(found.sweep.arms))]
+
+
+def test_learning_rates_come_first_then_seeds(files, tmp_path):
+    found = course(files(), tmp_path)
+    small = ("small", 0.01, 0, 1.0)
+    trials = [("scratch", rate, 0, 1.0) for rate in (0.01, 0.02, 0.04)]
+    assert due(found) == [small, *trials]  # the predecessor first: others wait for it
+    found.ended[small] = 4.0
+    assert due(found) == trials + [("ki", rate, 0, 1.0) for rate in (0.01, 0.02, 0.04)]
+    found.ended |= dict(zip(trials, (3.0, 2.0, 2.5), strict=True))
+    best = [("scratch", 0.02, seed, budget) for seed in (0, 1, 2) for budget in (1.0, 0.5, 2.0)]
+    assert due(found)[:8] == [one for one in best if one not in found.ended]
+    assert found.tuned("scratch").rate == 0.02
+    assert not found.tuned("scratch").on_edge
+
+
+def test_a_best_rate_on_the_edge_extends_the_grid_and_is_flagged_in_the_end(files, tmp_path):
+    found = course(files(), tmp_path)
+    found.ended = {("scratch", rate, 0, 1.0): loss for rate, loss in ((0.01, 3.0), (0.02, 2.0), (0.04, 1.0))}
+    assert ("scratch", 0.08, 0, 1.0) in due(found)
+    found.ended["scratch", 0.08, 0, 1.0] = math.inf  # a run that diverged is the worst of rates
+    assert found.tuned("scratch").rate == 0.04
+    assert not found.tuned("scratch").on_edge
+    found.ended["scratch", 0.08, 0, 1.0] = 0.5
+    assert ("scratch", 0.16, 0, 1.0) in due(found)
+    found.ended["scratch", 0.16, 0, 1.0] = 0.4
+    assert found.tuned("scratch").rate == 0.16
+    assert found.tuned("scratch").on_edge
+    lower = course(files(), tmp_path)
+    lower.ended = {("scratch", rate, 0, 1.0): rate for rate in (0.01, 0.02, 0.04)}
+    assert ("scratch", 0.005, 0, 1.0) in due(lower)
+
+
+def test_an_arm_like_another_takes_its_settings_and_its_best_rate(files, tmp_path):
+    arms = {
+        "scratch": {},
+        "ki": {"set": {"method": {"name": "ki"}, "teachers.teacher.load": "arm:small"}, "rates": [0.03]},
+        "half": {"like": "ki", "set": {"method.until": 0.5}},
+        "dwt": {"like": "half", "set": {"method": {"name": "dwt"}}},
+    }
+    found = course(files(arms=arms), tmp_path)
+    found.ended["small", 0.01, 0, 1.0] = 4.0
+    run = found.chosen("half", 1)
+    assert (run.rate, run.recipe.method) == (0.03, {"name": "ki", "until": 0.5})
+    assert found.chosen("dwt", 1).recipe.method == {"name": "dwt"}
+    teacher = found.chosen("small", 1)
+    assert teacher.seed == 0  # it has no other
+    assert run.recipe.teachers["teacher"].load == str(teacher.folder / "checkpoint")
+    assert run.command[:2] == ("train", found.sweep.recipe)
+    assert "--teach" not in run.command
+    assert f"train.tokens={run.tokens}" in run.command
+
+
+def test_stores_are_shared_by_rates_not_by_seeds_or_kinds(files, tmp_path):
+    arms = {
+        "scratch": {},
+        "ki": {"set": {"method": {"name": "ki"}, "teachers.teacher.load": "arm:small"}, "stored": True},
+        "top": {"like": "ki", "set": {"teach.kind": "topk"}},
+    }
+    found = course(files(arms=arms), tmp_path)
+    found.ended["small", 0.01, 0, 1.0] = 4.0
+    store = lambda arm, rate, seed: found.run(arm, rate, seed, 1.0).recipe.teachers["teacher"].store
+    assert store("ki", 0.01, 0) == store("ki", 0.02, 0)
+    assert len({store("ki", 0.01, 0), store("ki", 0.01, 1), store("top", 0.01, 0)}) == 3
+    assert "--teach" in found.run("ki", 0.01, 0, 1.0).command
+    names = {found.run(arm, rate, 0, 1.0).folder for arm in ("ki", "top") for rate in (0.01, 0.02)}
+    assert len(names) == 4
+
+
+def test_cost_of_another_arm_becomes_tokens(files, tmp_path):
+    arms = {
+        "scratch": {"rates": [0.01]},
+        "ki": {"set": {"method": {"name": "ki"}, "teachers.teacher.load": "arm:small"}, "rates": [0.01]},
+        "more": {"like": "scratch", "cost_of": "ki"},
+    }
+    found = course(files(arms=arms), tmp_path)
+    found.ended = {("small", 0.01, 0, 1.0): 4.0, ("ki", 0.01, 0, 1.0): 3.0}
+    found.ended["scratch", 0.01, 0, 1.0] = 3.5
+    assert found.chosen("more", 0).tokens == 1536
+    found.result = lambda run: Result(
+        run, (Point(1536, 1, 2e3 if run.arm == "ki" else 1e3, None, 1, 1),), 1, {}, "", 0, None
+    )
+    other = course(files(arms=arms), tmp_path)
+    other.result = found.result
+    assert other.chosen("more", 0).tokens == 3072
+
+
+def test_runs_are_named_after_what_they_are(files, tmp_path, world):
+    found = course(files(), tmp_path)
+    run = found.run("scratch", 0.01, 0, 1.0)
+    assert run.folder == tmp_path / "out" / "runs" / run.recipe.name
+    moved = write_jsonl(tmp_path / "moved.jsonl", sentences(1, 200))
+    same = files(file="b.yaml", arms={"one": {"set": {"data.train.0.path": str(moved)}}, "two": {}}, baseline="one")
+    assert course(same, tmp_path).run("one", 0.01, 0, 1.0).folder == run.folder
+    write_jsonl(moved, sentences(1, 201))
+    assert course(same, tmp_path).run("one", 0.01, 0, 1.0).folder != run.folder
+    others = [("scratch", 0.02, 0, 1.0), ("scratch", 0.01, 1, 1.0), ("scratch", 0.01, 0, 2.0)]
+    assert len({run.folder, *(found.run(*other).folder for other in others)}) == 4
+
+
+def test_a_sweep_takes_over_the_arms_of_another(files, tmp_path):
+    first = files()
+    second = files(
+        file="b.yaml",
+        **dict.fromkeys(["recipe", "rates", "predecessors", "baseline"]),
+        extends=str(first),
+        arms={"scratch": None, "shuffled": {"like": "ki", "set": {"teachers.teacher.control": "shuffle"}}},
+    )
+    found = sweep.load(second)
+    assert list(found.arms) == ["scratch", "shuffled"]
+    assert found.arms["scratch"].budgets == (1, 0.5, 2)
+    assert set(found.predecessors) == {"small", "ki"}
+    assert list(found.needed(["shuffled"])) == ["small", "ki", "shuffled"]
+    assert (
+        course(second, tmp_path).run("scratch", 0.01, 0, 1.0).folder
+        == course(first, tmp_path).run("scratch", 0.01, 0, 1.0).folder
+    )
+
+
+ARMS = {"scratch": {}, "ki": {"like": "scratch"}}
+MISTAKES = {
+    "the baseline 'plain' is no arm": {"baseline": "plain"},
+    "nothing to compare": {"arms": {"scratch": {}}},
+    "one seed gives no intervals": {"seeds": [3]},
+    "arms.ki: one seed gives no intervals": {"arms": {"scratch": {}, "ki": {"seeds": [1]}}},
+    "rates must be different": {"rates": [0.1, 0.1]},
+    "names the arm 'scrtch', which is not there; did you mean 'scratch'": {
+        "arms": {"scratch": {}, "ki": {"like": "scrtch"}}
+    },
+    "names the arm 'big'": {"arms": {"scratch": {}, "ki": {"set": {"teachers.teacher.load": "arm:big"}}}},
+    "need each other in a circle": {
+        "arms": {"scratch": {}, "a": {"like": "b"}, "b": {"like": "a"}, "c": {"like": "a"}}
+    },
+    "arms.ki.set has seed, which is the sweep's own": {"arms": {"scratch": {}, "ki": {"set": {"seed": 3}}}},
+    "has both budgets and cost_of": {
+        "arms": {"scratch": {}, "ki": {"like": "scratch", "cost_of": "scratch", "budgets": [2]}}
+    },
+    "cost_of needs like": {"arms": {"scratch": {}, "ki": {"cost_of": "scratch"}}},
+    "counted has no meaning": {"arms": {"scratch": {}, "ki": {"counted": True}}},
+    "budgets must be different": {"arms": {"scratch": {"budgets": [1, 1]}, "ki": {}}},
+    "arms.a/b cannot be a name": {"arms": {"scratch": {}, "a/b": {}}},
+    "name '../x' cannot be a folder's name": {"name": "../x"},
+    "unknown key 'arms.ki.sets'; did you mean 'arms.ki.set'": {"arms": {"scratch": {}, "ki": {"sets": {}}}},
+    "the arm 'ki' is not there; there are none": {"arms": {"scratch": {}, "ki": None}},
+    "extends leads back": {"extends": "a.yaml"},
+    "arms must be a mapping": {"arms": ["scratch"]},
+    "the key 'recipe' is missing": {"recipe": None},
+}
+
+
+@pytest.mark.parametrize("sentence", MISTAKES)
+def test_mistakes_are_sentences(files, tmp_path, monkeypatch, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BequestError) as caught:
+        sweep.load(files(**MISTAKES[sentence]))
+    assert any(sentence in problem for problem in caught.value.problems), caught.value.problems
+
+
+def unfair(world, tmp_path):
+    other = world.save("llama", "causal", layers=1)
+    tokenizer = tmp_path / "tokenizer"
+    from conftest import make_vocabulary
+
+    make_vocabulary("causal", 400).tokenizer.save_pretrained(tokenizer)
+    return {
+        "has another vocabulary": {"tokenizer.load": str(tokenizer)},
+        "measured on other held-out text": {"data.valid": [{"path": str(world.other), "source": "one"}]},
+        "has the objective masked": {
+            "data.objective": "masked",
+            "student.family": "bert",
+            "tokenizer.load": world.teacher["masked"],
+        },
+        "unknown key 'student.layer'": {"student.layer": 2},
+        "unknown key 'method.untl'": {"method": {"name": "ki", "untl": 1}, "teachers.teacher.load": other},
+        "needs a teacher": {"method": {"name": "ki"}},
+    }
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_arms_that_cannot_be_compared_are_refused_before_any_run(files, world, tmp_path, number):
+    sentence, changes = list(unfair(world, tmp_path).items())[number]
+    found = sweep.load(files(arms={"scratch": {}, "ki": {"set": changes}}))
+    with pytest.raises(BequestError, match=sentence) as caught:
+        fair.require(found)
+    assert "ki" in str(caught.value)
+
+
+def test_bits_per_byte_compare_vocabularies(files, world, tmp_path):
+    changes = unfair(world, tmp_path)["has another vocabulary"]
+    fair.require(sweep.load(files(measure="bits_per_byte", arms={"scratch": {}, "ki": {"set": changes}})))
+
+
+def test_a_source_must_be_named_where_there_are_several(files, world):
+    both = [{"path": str(world.valid), "source": name} for name in ("one", "two")]
+    arms = {"scratch": {"set": {"data.valid": both}}, "other": {"like": "scratch", "set": {"student.layers": 1}}}
+    with pytest.raises(BequestError, match="several sources"):
+        fair.source_of(sweep.load(files(arms=arms)))
+    assert fair.source_of(sweep.load(files(arms=arms, source="two"))) == "two"
+    with pytest.raises(BequestError, match="none of the held-out text's"):
+        fair.source_of(sweep.load(files(arms=arms, source="three")))
+
+
+def test_a_folder_of_another_recipe_is_refused(files, tmp_path, world):
+    found = course(files(), tmp_path)
+    run = found.run("scratch", 0.01, 0, 1.0)
+    world.run(run.folder, {"name": "plain"}, seed=9)
+    with pytest.raises(FolderError, match="belongs to another recipe"):
+        runs.finished(run, "loss", "one")
