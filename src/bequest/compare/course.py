@@ -165,6 +165,6 @@ class Course:
             spec = self.sweep.pool[name]
             trials = 0 if spec.like and not spec.rates else len(spec.rates or self.sweep.rates) - 1
             budgets = [spec.budgets[0]] * trials + [b for _ in self.sweep.seeds_of(name) for b in spec.budgets]
-            tokens = int(spec.set.get("train.tokens", recipe.train.tokens))
+            tokens = int(self.sweep.settings(name).get("train.tokens", recipe.train.tokens))
             found[name] = [round(tokens * budget) for budget in budgets]
         return found
