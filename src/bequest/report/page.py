@@ -19,7 +19,7 @@ from .. import config
 from ..files import replace_text
 from . import kept
 from .record import Record
-from .table import savings
+from .table import losses_of_teachers, savings
 
 POINTS = 600
 """Per training curve."""
@@ -94,8 +94,9 @@ def _savings(records: Sequence[Record]) -> Iterator[str]:
             same = same and base.lineage.get("measured in") == run.lineage.get("measured in")
             if same and not _inherits(base) and set(base.summary["valid"]) == set(run.summary["valid"]):
                 for source in run.summary["valid"]:
+                    teachers = losses_of_teachers(run.summary, source)
                     yield f"{run.name} against {base.name}, {source}: " + savings(
-                        base.validations, run.validations, source
+                        base.validations, run.validations, source, teachers
                     )
                 break
 
