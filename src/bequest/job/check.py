@@ -231,8 +231,8 @@ def plan(recipe: Recipe, out: Path) -> Plan:
 
 
 def _simple(recipe: Recipe) -> Recipe:
-    """The recipe with teachers as large whose answers want no numbers: no placebo of their own, and one member for several."""
-    plain = {name: replace(t, control="none") if t.control in ("shuffle", "smooth") else t for name, t in recipe.teachers.items()}
+    """The recipe with teachers as large whose answers want no numbers: not shuffled, and one member for several."""
+    plain = {name: replace(t, control="none") if t.control == "shuffle" else t for name, t in recipe.teachers.items()}
     members = {name: [*t.route.values(), *t.ensemble] for name, t in plain.items()}
     live_first = {name: sorted(found, key=lambda other: not plain[other].live) for name, found in members.items()}
     return replace(recipe, teachers={n: plain[live_first[n][0]] if live_first[n] else t for n, t in plain.items()})

@@ -36,8 +36,7 @@ def of(recipe: Recipe, vocabulary: str, parameters: int, tokens: int, flops: flo
         "method": recipe.method["name"],
         "measured in": f"{recipe.data.objective} {vocabulary}",
         "predecessors": [
-            {"as": role, "in": name, **predecessor(spec, recipe.data.objective)}
-            for role, name, spec in loaded
+            {"as": role, "in": name, **predecessor(spec, recipe.data.objective)} for role, name, spec in loaded
         ]
         + [
             {"as": "teacher", "in": name, **_known(open_store(Path(t.store)).manifest.teacher.lineage)}

@@ -135,8 +135,8 @@ def _run(
         except TrainingError as error:
             saved = checkpoint.existing(out)
             good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint before it"
-            folder.diverged(out, state.run_step, f"{error}; {good}")
-            raise TrainingError(f"{error}; {good}") from None
+            folder.diverged(out, error.step, f"{error}; {good}")
+            raise TrainingError(f"{error}; {good}", error.step) from None
 
 
 @dataclass

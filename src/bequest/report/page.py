@@ -139,11 +139,12 @@ def _rows(record: Record) -> Iterator[list[str]]:
 
 def _family(member: Mapping[str, Any]) -> str:
     tokens = "tokens unknown" if member["tokens"] is None else f"{member['tokens']:,} tokens"
+    flops = "" if member.get("flops") is None else f", {member['flops']:.3g} FLOPs"
     role = f"<i>{html.escape(member['as'])}</i> " if "as" in member else ""
     method = f", {html.escape(member['method'])}" if member["method"] else ""
     inside = "".join(_family(p) for p in member["predecessors"])
     name = html.escape(member["name"])
-    text = f"{role}<b>{name}</b><br><small>{member['parameters']:,} parameters, {tokens}{method}</small>"
+    text = f"{role}<b>{name}</b><br><small>{member['parameters']:,} parameters, {tokens}{flops}{method}</small>"
     return f"<li><span>{text}</span>{f'<ul>{inside}</ul>' if inside else ''}</li>"
 
 

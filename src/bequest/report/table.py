@@ -78,9 +78,7 @@ def savings(
     last = baseline[-1]
     target = last["valid"][source]["loss"]
     if any(loss <= target for loss in teachers):
-        return (
-            "The predecessor itself is already better than the scratch run's final loss, so that no saving can be stated."
-        )
+        return "The predecessor itself is already as good as the scratch run at its end, or better: no saving can be stated."
     found = reached(inheriting, source, target)
     if found is None:
         return "The inheriting run never reached the scratch run's final loss."
