@@ -70,11 +70,11 @@ def smoothing(entropy_C: Tensor, vocabulary: int) -> Tensor:
     error of the entropy below 1e-6; at e = 1, where the slope is zero, each divides it by four.
     """
     wanted_C = entropy_C.double().clamp(0.0, math.log(vocabulary))
-    share_C = torch.full_like(wanted_C, LEAST)
+    share_C, away = torch.full_like(wanted_C, LEAST), 1.0 - 1.0 / vocabulary
     for _ in range(20):
-        told_C, other_C = 1.0 - share_C * (1.0 - 1.0 / vocabulary), share_C / vocabulary
-        reached_C = -told_C * told_C.log() - (vocabulary - 1) * other_C * other_C.log()
-        slope_C = (1.0 - 1.0 / vocabulary) * (told_C / other_C).log()
+        off_C, told_C, other_C = share_C * away, (-share_C * away).log1p(), (share_C / vocabulary).log()
+        reached_C = -(1.0 - off_C) * told_C - off_C * other_C
+        slope_C = away * (told_C - other_C)
         share_C = (share_C + (wanted_C - reached_C).clamp_min(0.0) / slope_C.clamp_min(LEAST)).clamp_max(1.0)
     return share_C
 
