@@ -181,6 +181,7 @@ OVERRIDES = [
     ("teachers.teacher.load=not a model", "there is no folder not a model"),
     ("teachers.teacher.keep=-1", "teachers.teacher.keep must be greater than or equal to 0"),
     ("teachers.teacher.control=mix", "teachers.teacher.control must be"),
+    ("teachers.teacher={store: /nowhere, control: untrained}", "teachers.teacher.control untrained is made from"),
     ("tokenizer={}", "tokenizer needs either train or load"),
     ("tokenizer={train: {vocab: 100}}", "tokenizer.train.vocab 100 is too small"),
     ("tokenizer={load: /nowhere}", "cannot load a tokenizer from /nowhere"),

@@ -61,8 +61,8 @@ def test_memory_counts_weights_moments_and_teachers(world, tmp_path):
     assert computed_again < 0.8 * kept_at_once
 
 
-def test_a_shuffled_teacher_and_uniform_can_be_planned(world, tmp_path):
-    for control in ("shuffle", "uniform", "renormalise"):
+def test_placebos_can_be_planned(world, tmp_path):
+    for control in ("shuffle", "smooth", "uniform", "untrained", "renormalise"):
         teacher = {"load": world.teacher["causal"], "control": control}
         plan = check.plan(recipe_of(world, KI, teachers={"teacher": teacher}), tmp_path)
         assert (plan.teacher_flops > 0) == (control != "uniform")

@@ -29,6 +29,8 @@ def test_what_a_run_leaves(world, tmp_path):
     costs = {"tokens", "student_flops", "teacher_flops", "wall_s", "tokens_per_s", "peak_rss_mb"}
     assert costs | {"valid", "checkpoint"} <= set(summary)
     assert set(summary["valid"]["one"]) == {"loss", "perplexity", "bits_per_byte"}
+    assert {name: set(found) for name, found in summary["teachers"].items()} == {"teacher": {"one"}}
+    assert set(summary["teachers"]["teacher"]["one"]) == {"loss", "perplexity", "bits_per_byte"}
     lines = list(metrics.read(tmp_path / "run" / "metrics.jsonl"))
     steps = [x for x in lines if "loss" in x]
     assert [x["step"] for x in steps] == list(range(1, 13))
@@ -188,8 +190,13 @@ def test_loss_that_is_no_number_stops_with_step_and_checkpoint(world, tmp_path, 
         TrainingError, match=r"no longer finite at step 10 .*the last good checkpoint is .*step-00000008"
     ):
         world.run(tmp_path / "run", PLAIN)
+    diverged = json.loads((tmp_path / "run" / "diverged.json").read_text())
+    assert diverged["step"] == 10
+    assert diverged["sentence"].startswith("the loss is no longer finite at step 10 ")
+    assert not (tmp_path / "run" / "summary.json").exists()
     monkeypatch.undo()
     world.run(tmp_path / "run", PLAIN)
+    assert not (tmp_path / "run" / "diverged.json").exists()
     world.run(tmp_path / "whole", PLAIN)
     assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -10,6 +11,7 @@ from test_cli import run_main
 
 from bequest import config
 from bequest.job import push
+from bequest.job.teach import teach
 from bequest.report import page, record, table
 from bequest.types import FolderError
 
@@ -44,7 +46,7 @@ def test_a_page_stands_alone_and_holds_the_curves(runs):
     assert found[0]["train"]["all_flops"] == found[0]["train"]["student_flops"]
     last = records[2].validations[-1]["valid"]["one"]
     assert found[2]["sources"]["one"]["bits_per_byte"][-1] == last["bits_per_byte"]
-    assert "second against first, one: The inheriting run" in text
+    assert "second against first, one: The predecessor itself is already as good" in text
     assert text.count("<i>teacher</i> <b>first</b>") == 1
     assert "bequest" in records[0].history[0]["command"]
     assert records[0].history[0]["versions"]["torch"] in text
@@ -122,6 +124,57 @@ def test_lineage_goes_back_through_the_folders(runs):
     assert (found["name"], teacher["name"], teacher["as"], teacher["method"]) == ("second", "first", "teacher", "plain")
     assert teacher["tokens"] == record.read(runs / "first").summary["tokens"]
     assert found["tokens"] == record.read(runs / "second").summary["tokens"]
+    for member, name in ((found, "second"), (teacher, "first")):
+        summary = record.read(runs / name).summary
+        assert member["flops"] == summary["student_flops"] + summary["teacher_flops"]
+    card = (runs / "second" / "checkpoint" / "README.md").read_text()
+    assert f"tokens, {teacher['flops']:.4g} FLOPs" in card
+
+
+def test_lineage_of_a_store_counts_its_harvest(world, tmp_path):
+    both = {"load": world.teacher["causal"], "store": str(tmp_path / "store")}
+    changes = {"teachers__teacher": both, "teach": {"kind": "topk"}, "train__tokens": 512}
+    teach(world.recipe(KI, **changes))
+    summary = world.run(tmp_path / "run", KI, **changes)
+    found = json.loads((tmp_path / "run" / record.LINEAGE).read_text())
+    assert summary["harvest_flops"] > 0
+    assert found["flops"] == summary["student_flops"] + summary["harvest_flops"]
+    assert found["predecessors"][0]["flops"] is None  # a model from elsewhere
+    assert summary["teachers"]["teacher"]["one"]["loss"] > 0
+
+
+def test_lineage_from_before_flops_is_read(runs, world, tmp_path):
+    def older(member):
+        del member["flops"]
+        return {**member, "predecessors": [older(p) for p in member["predecessors"]]}
+
+    model = shutil.copytree(runs / "second" / "checkpoint", tmp_path / "model")
+    (model / record.LINEAGE).write_text(json.dumps(older(json.loads((model / record.LINEAGE).read_text()))))
+    world.run(tmp_path / "third", KI, teachers={"teacher": {"load": str(model)}}, train__tokens=256)
+    found = json.loads((tmp_path / "third" / record.LINEAGE).read_text())
+    (second,) = found["predecessors"]
+    assert (second["flops"], second["predecessors"][0]["flops"]) == (None, None)
+    assert found["flops"] > 0
+
+
+def test_predecessors_are_measured_on_the_same_text(runs, world, tmp_path):
+    first, second = (record.read(runs / name).summary for name in ("first", "second"))
+    measured = second["teachers"]["teacher"]["one"]
+    assert measured == pytest.approx(first["valid"]["one"])
+    assert set(first["teachers"]) == {"teacher"}  # also one that is never asked
+    left_out = {"flat": {"load": world.teacher["causal"], "control": "uniform"}}
+    own = {"tokenizer": {"load": world.teacher["causal"]}, "train__tokens": 256}
+    assert world.run(tmp_path / "flat", PLAIN, teachers=left_out, **own)["teachers"] == {}
+
+
+def test_a_predecessor_that_is_gone_is_not_measured(world, tmp_path, capsys):
+    model = shutil.copytree(world.teacher["causal"], tmp_path / "model")
+    both = {"load": str(model), "store": str(tmp_path / "store")}
+    changes = {"teachers__teacher": both, "train__tokens": 256}
+    teach(world.recipe(KI, **changes))
+    shutil.rmtree(model)
+    assert world.run(tmp_path / "run", KI, **changes)["teachers"] == {}
+    assert "the teacher teacher is not measured: there is no model" in " ".join(capsys.readouterr().err.split())
 
 
 def test_savings_are_never_claimed_when_the_target_is_not_reached():
@@ -130,7 +183,11 @@ def test_savings_are_never_claimed_when_the_target_is_not_reached():
 
     base = [point(10, 5.0), point(20, 4.0)]
     assert "never reached" in table.savings(base, [point(10, 5.0), point(20, 4.1)], "a")
-    assert "after 50% of its tokens" in table.savings(base, [point(10, 4.0), point(20, 3.0)], "a")
+    assert "after 50% of its tokens" in table.savings(base, [point(10, 4.0), point(20, 3.0)], "a", [4.1])
+    for teachers in ([4.0], [5.0, 3.9]):
+        said = table.savings(base, [point(10, 4.0), point(20, 3.0)], "a", teachers)
+        assert said.startswith("The predecessor itself is already as good")
+        assert "%" not in said
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import laws
+import numpy as np
 import pytest
 import torch
 from conftest import World, losses, make_model, make_vocabulary, same_bits, sentences, weights, write_jsonl
 from test_cli import run_main
 
-from bequest import config
+from bequest import cli, config
 from bequest.config import decode
 from bequest.device import Place
 from bequest.files import replace_bytes
@@ -218,11 +219,38 @@ def test_every_sequence_is_kept_once(kept):
     store.verify()
 
 
-@pytest.mark.parametrize("control", ["renormalise", "shuffle", "uniform"])
+@pytest.mark.parametrize("control", ["renormalise", "shuffle", "smooth", "uniform"])
 def test_controls_over_a_store(world, tmp_path, kept, control):
     plain = learn(world, tmp_path / "plain", kept)
     placebo = learn(world, tmp_path / "run", kept, teachers__teacher={"store": str(kept), "control": control})
     assert placebo["valid"] != plain["valid"]
+
+
+def test_an_untrained_teachers_store_is_another_one(world, tmp_path, kept):
+    fresh, folder = {"control": "untrained"}, tmp_path / "store"
+    untrained = {"teachers__teacher": spec(world, folder, **fresh)}
+    store = harvest(world, folder, **untrained)
+    (teacher,) = (store.manifest.teacher,)
+    assert teacher.weights == f"untrained {open_store(kept).manifest.teacher.weights}"
+    assert (teacher.lineage["tokens"], teacher.lineage["flops"]) == (0, 0.0)
+    said = [one.entries(one.sample(1)[0]).scalars_RS for one in (store, open_store(kept))]
+    assert not np.array_equal(*said)
+    learn(world, tmp_path / "run", folder, **untrained)
+    with pytest.raises(FolderError, match=r"is another one: its teacher\.weights is 'untrained"):
+        harvest(world, folder)
+    for held, more in ((kept, fresh), (folder, {})):
+        with pytest.raises(FolderError, match=r"is another one: its teacher\.weights"):
+            learn(world, tmp_path / "other", held, teachers__teacher=spec(world, held, **more))
+
+
+def test_an_untrained_teachers_store_stays_another_one_when_its_model_is_gone(world, tmp_path):
+    model = Path(shutil.copytree(world.teacher["causal"], tmp_path / "model"))
+    both = {"load": str(model), "store": str(tmp_path / "store")}
+    harvest(world, tmp_path / "store", teachers__teacher={**both, "control": "untrained"})
+    shutil.rmtree(model)
+    learn(world, tmp_path / "run", tmp_path / "store", teachers__teacher={**both, "control": "untrained"})
+    with pytest.raises(FolderError, match=r"is another one: its teacher\.weights"):
+        learn(world, tmp_path / "other", tmp_path / "store", teachers__teacher=both)
 
 
 def test_comparing_needs_the_model_beside_its_store(world, tmp_path):
@@ -565,6 +593,24 @@ def test_full_and_forbidden_disks_are_one_sentence(world, tmp_path, monkeypatch,
     harvest(world, tmp_path / "store")
     harvest(world, tmp_path / "fresh")
     assert content(tmp_path / "store") == content(tmp_path / "fresh")
+
+
+def test_harvest_and_train_in_one_command(world, tmp_path, monkeypatch, capsys):
+    folder, changes = tmp_path / "store", {**SMALL, "teach": TOPK}
+    recipe = tmp_path / "recipe.yaml"
+    config.write(world.raw(KI, teachers__teacher=spec(world, folder), **changes), recipe)
+    command = ["bequest", "train", str(recipe), "--teach", "--out"]
+    for run, more in (("first", []), ("second", ["train.tokens=1024"])):
+        monkeypatch.setattr("sys.argv", [*command, str(tmp_path / run), *more])
+        cli.main()
+    assert f"teacher: {folder}" in capsys.readouterr().out
+    assert open_store(folder).manifest.total("sequences") == 32
+    summary = json.loads((tmp_path / "first" / "summary.json").read_text())
+    assert (summary["teacher_flops"], summary["harvest_flops"] > 0) == (0, True)
+    config.write(world.raw(KI, **changes), recipe)
+    code, error = run_main(monkeypatch, capsys, "train", recipe, "--teach", "--out", tmp_path / "third")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "no teacher has both load and store" in error
 
 
 def test_a_store_alone_is_enough(world, tmp_path):

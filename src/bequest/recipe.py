@@ -124,8 +124,8 @@ class TeacherModel(Config):
     """Weights of other teachers by name: the weighted mean of what they say. Only the weights' proportions count."""
     keep: Count = 0
     """Keep only the K likeliest entries of a live model and one bucket for the rest; 0 keeps all."""
-    control: Literal["none", "renormalise", "shuffle", "uniform"] = "none"
-    """A placebo in the teacher's place: the rest dropped, other rows' signals, or label smoothing."""
+    control: Literal["none", "renormalise", "shuffle", "smooth", "uniform", "untrained"] = "none"
+    """A placebo in the teacher's place: the rest dropped, other rows' signals, label smoothing (two kinds), or fresh weights."""
     remote_code: bool = False
     """Run Python code that comes with the loaded folder. Only for folders that you trust."""
 

@@ -115,6 +115,8 @@ def _teacher_problems(name: str, teacher: TeacherModel, recipe: Recipe) -> list[
         found.append(f"{key} needs load, the folder or hub id of a model (or store, route or ensemble)")
     if sum(ways) > 1:
         found.append(f"{key} is several things at once; keep one of load (or store), route and ensemble")
+    if teacher.control == "untrained" and (not teacher.load or teacher.server):
+        found.append(f"{key}.control untrained is made from a model's configuration; give load, and no server")
     if teacher.keep and not (teacher.load and not teacher.store):
         found.append(f"{key}.keep is for live models alone; what a store keeps is said in teach")
     for other in dict.fromkeys([*teacher.route.values(), *teacher.ensemble]):

@@ -49,7 +49,11 @@ class FolderError(BequestError):
 
 
 class TrainingError(BequestError):
-    """Training cannot go on, for example because the loss is no longer finite."""
+    """Training cannot go on, because at some step the loss is no longer finite."""
+
+    def __init__(self, sentence: str, step: int) -> None:
+        super().__init__(sentence)
+        self.step = step
 
 
 class Stopped(Exception):

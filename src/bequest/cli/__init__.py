@@ -41,10 +41,17 @@ def train(
         str | None,
         typer.Option(help="Afterwards upload the model to this Hugging Face repository.", metavar="USER/REPO"),
     ] = None,
+    teach: Annotated[
+        bool, typer.Option("--teach", help="First harvest what the stores of its teachers lack, as bequest teach does.")
+    ] = False,
 ) -> None:
     """Train what RECIPE says. Run it again to go on where it stopped."""
     from .train import command
 
+    if teach:
+        from .teach import command as harvest
+
+        harvest(recipe, tuple(overrides or ()))
     command(recipe, tuple(overrides or ()), out, push)
 
 

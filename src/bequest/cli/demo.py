@@ -36,7 +36,8 @@ def command(text: Path | None, out: Path, scale: float) -> None:
     baseline, inheriting = (
         table.validations(metrics.read(out / name / "metrics.jsonl")) for name in ("scratch", "inherit")
     )
-    print(table.savings(baseline, inheriting, "text"))
+    teachers = table.losses_of_teachers(summaries["inherit"], "text")
+    print(table.savings(baseline, inheriting, "text", teachers))
     print(f"Recipes and models are in {out}; the inheriting one is {summaries['inherit']['checkpoint']}")
 
 

@@ -3,6 +3,7 @@
 recipe.yaml      the resolved recipe, every default spelled out
 metrics.jsonl    one object per logged step and validation
 summary.json     written once, at the end
+diverged.json    in its place, when the loss is no longer finite: the step and the sentence
 checkpoint/      the result, an ordinary Hugging Face folder
 checkpoints/     what a resumed run goes on from
 stages/          the models between stages, for plans that have several
@@ -23,6 +24,7 @@ from ..types import FolderError
 
 SUMMARY = ("name", "tokens", "student_flops", "teacher_flops", "wall_s", "tokens_per_s", "valid", "checkpoint")
 """What a summary must have."""
+DIVERGED = "diverged.json"
 
 
 @contextmanager
@@ -85,6 +87,11 @@ def summary(folder: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict) or not set(SUMMARY) <= set(found):
         raise FolderError(f"{path} is damaged; delete it and run again: nothing is trained twice")
     return found
+
+
+def diverged(folder: Path, step: int, sentence: str) -> None:
+    """The run has ended because its loss is no longer finite; the next one in this folder takes the file away."""
+    replace_text(folder / DIVERGED, json.dumps({"step": step, "sentence": sentence}, indent=1) + "\n")
 
 
 def finish(folder: Path, summary: dict[str, Any]) -> None:

@@ -13,14 +13,16 @@ from ..teach.store import open_store
 from ..types import ModelError
 
 Lineage = dict[str, Any]
-"""{name, load, hub, parameters, tokens, method, as, predecessors}; tokens None where nobody wrote them down.
+"""{name, load, hub, parameters, tokens, flops, method, as, predecessors}; tokens and flops None where nobody wrote them down.
+
+`flops` are those of its own training: its own, its teachers' forward passes and the harvest of its stores.
 
 `measured in` is the objective and a hash of the tokenizer: losses can be compared where it is equal.
 """
 
 
-def of(recipe: Recipe, vocabulary: str, parameters: int, tokens: int) -> Lineage:
-    """The lineage of the model that a recipe makes, after so many tokens."""
+def of(recipe: Recipe, vocabulary: str, parameters: int, tokens: int, flops: float) -> Lineage:
+    """The lineage of the model that a recipe makes, after so many tokens and FLOPs."""
     loaded: list[tuple[str, str, TeacherModel | Student]]
     loaded = [("teacher", name, t) for name, t in recipe.teachers.items() if t.live]
     loaded += [("beginning", "student", recipe.student)] if recipe.student.load else []
@@ -30,14 +32,14 @@ def of(recipe: Recipe, vocabulary: str, parameters: int, tokens: int) -> Lineage
         "hub": False,
         "parameters": parameters,
         "tokens": tokens,
+        "flops": flops,
         "method": recipe.method["name"],
         "measured in": f"{recipe.data.objective} {vocabulary}",
         "predecessors": [
-            {"as": role, "in": name, **predecessor(spec.load, recipe.data.objective, spec.remote_code)}
-            for role, name, spec in loaded
+            {"as": role, "in": name, **predecessor(spec, recipe.data.objective)} for role, name, spec in loaded
         ]
         + [
-            {"as": "teacher", "in": name, **open_store(Path(t.store)).manifest.teacher.lineage}
+            {"as": "teacher", "in": name, **_known(open_store(Path(t.store)).manifest.teacher.lineage)}
             for name, t in recipe.teachers.items()
             if t.store
         ],
@@ -59,12 +61,24 @@ def _whole(member: Any) -> bool:
     return isinstance(member, dict) and keys <= set(member) and all(map(_whole, member["predecessors"]))
 
 
-def predecessor(load: str, objective: str, remote_code: bool) -> Lineage:
-    """The lineage of a model that is loaded."""
+def _known(member: Lineage) -> Lineage:
+    """A member with all keys: files from before `flops` lack it."""
+    return {"flops": None} | member | {"predecessors": [_known(p) for p in member["predecessors"]]}
+
+
+def predecessor(spec: TeacherModel | Student, objective: str) -> Lineage:
+    """The lineage of a model that is loaded. An untrained one descends from none and has cost nothing."""
+    found = _loaded(spec.load, objective, spec.remote_code)
+    if isinstance(spec, TeacherModel) and spec.control == "untrained":
+        fresh: Lineage = {"hub": False, "tokens": 0, "flops": 0.0, "method": None, "predecessors": []}
+        return found | fresh | {"name": f"{found['name']}, untrained"}
+    return found
+
+
+def _loaded(load: str, objective: str, remote_code: bool) -> Lineage:
     own = Path(load) / LINEAGE
     if own.is_file():
-        found = _read(own)
-        return found | {"load": load}
+        return _known(_read(own)) | {"load": load}
     count = sum(p.numel() for p in build.outline(load, objective, remote_code).parameters())
     hub = not Path(load).exists()
     name = load if hub else Path(load).name
@@ -74,6 +88,7 @@ def predecessor(load: str, objective: str, remote_code: bool) -> Lineage:
         "hub": hub,
         "parameters": count,
         "tokens": None,
+        "flops": None,
         "method": None,
         "predecessors": [],
     }

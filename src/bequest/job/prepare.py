@@ -34,7 +34,7 @@ from ..teach.store import open_store
 from ..teach.stored import Stored
 from ..train.plan import Inputs, Method
 from ..types import DataError, Doc, ModelError, RecipeError, Teacher
-from .stores import model_identity, opened, tokenizer_of
+from .stores import opened, teacher_identity, tokenizer_of
 
 PIECE = 1 << 20
 """Documents whose hashes are held at once."""
@@ -123,7 +123,7 @@ def prepare(recipe: Recipe) -> Prepared:
         "training text": [p.store.digest for p in training],
         "tokenizer": vocabulary.identity,
         "teacher": {
-            name: stores[name].fingerprint if spec.store else model_identity(spec.load)
+            name: stores[name].fingerprint if spec.store else teacher_identity(spec)
             for name, spec in recipe.teachers.items()
         },
     }
@@ -266,8 +266,13 @@ Open = Callable[[TeacherModel], LanguageModel]
 
 
 def opener(recipe: Recipe, device: str) -> Open:
-    """How this recipe's predecessors are loaded."""
-    return lambda spec: build.load(spec.load, recipe.data.objective, spec.remote_code).to(device)
+    """How this recipe's predecessors are loaded, or made where they are to be untrained."""
+
+    def opened(spec: TeacherModel) -> LanguageModel:
+        make = build.untrained if spec.control == "untrained" else build.load
+        return make(spec.load, recipe.data.objective, spec.remote_code).to(device)
+
+    return opened
 
 
 Make = Callable[[str, TeacherModel], Teacher]

@@ -17,6 +17,8 @@ from ..teach.store import Packing, Store
 
 SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Keys of a model's configuration that do not change what it computes."""
+UNTRAINED = "untrained "
+"""Before the identity of a model that was asked with fresh weights."""
 DOCUMENTS = "each from its own beginning, unseen by others"
 
 
@@ -37,8 +39,9 @@ def opened(spec: TeacherModel, recipe: Recipe, vocabulary: Vocabulary, objective
     }
     origin = found.manifest.teacher
     gone = spec.load == origin.lineage["load"] and not Path(spec.load).is_dir()
-    if spec.load and not gone:  # a store is enough
-        wanted["teacher"] = {"weights": model_identity(spec.load)}
+    if spec.load:
+        known = origin.weights.removeprefix(UNTRAINED)  # a store is enough
+        wanted["teacher"] = {"weights": teacher_identity(spec, known if gone else "")}
     store.require(found, wanted)
     return found
 
@@ -49,6 +52,12 @@ def tokenizer_of(spec: TeacherModel) -> str:
     Raises FolderError when that store is not there.
     """
     return str(store.open_store(Path(spec.store)).folder / "tokenizer") if spec.store else spec.load
+
+
+def teacher_identity(spec: TeacherModel, known: str = "") -> str:
+    """Who answers for a teacher: its model (`known` where that is not here to look at), or the same one untrained."""
+    model = known or model_identity(spec.load)
+    return UNTRAINED + model if spec.control == "untrained" else model
 
 
 def model_identity(path: str) -> str:

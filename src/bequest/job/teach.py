@@ -25,7 +25,7 @@ from ..types import ModelError, RecipeError
 from .asked import questions
 from .lineage import predecessor
 from .prepare import Prepared, find_method, find_objective, opener, prepare
-from .stores import model_identity, packing
+from .stores import packing, teacher_identity
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def _manifest(name: str, recipe: Recipe, prepared: Prepared, asked: tuple[float,
     return Manifest(
         format=FORMAT,
         teacher=Origin(
-            weights=model_identity(spec.load),
+            weights=teacher_identity(spec),
             revision=str(getattr(build.config_of(spec.load, spec.remote_code), "_commit_hash", None) or ""),
-            lineage=predecessor(spec.load, recipe.data.objective, spec.remote_code),
+            lineage=predecessor(spec, recipe.data.objective),
         ),
         tokenizer=vocabulary.identity,
         packing=packing(recipe, find_objective(recipe, vocabulary)),

@@ -29,11 +29,11 @@ from ..report.record import LINEAGE, STORES, read, remember
 from ..train import checkpoint
 from ..train.plan import Method, Stage
 from ..train.run import Settings, StageEnded, State, Stepped, run
-from ..types import Stopped, TrainingError
+from ..types import ModelError, Stopped, TrainingError
 from . import extend, folder, lineage
 from .asked import require_answers
 from .inspect import describe
-from .prepare import Prepared, find_method, inputs, new_student, opener, prepare, resolved
+from .prepare import Open, Prepared, find_method, inputs, new_student, opener, prepare, resolved
 
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path) -> dict[str, Any]:
     where = settle(recipe.train)
+    (out / folder.DIVERGED).unlink(missing_ok=True)
     prepared = prepare(recipe)
     for warning in prepared.warnings:
         console().print(f"warning: {warning}", soft_wrap=True)
@@ -70,9 +71,9 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
         extend.refuse_if_different(before, stages, policy, recipe.train.batch_tokens, state.run_step)
     settings = settings_of(recipe, where, policy)
     tokenizer = saved(prepared.vocabulary.tokenizer)
-    writer = Writer(
-        resolved(recipe, method), lineage.of(recipe, prepared.vocabulary.identity, _parameters(state), 0), tokenizer
-    )
+    harvested = sum(store["flops"] for store in stores.values())
+    own = lineage.of(recipe, prepared.vocabulary.identity, _parameters(state), 0, harvested)
+    writer = Writer(resolved(recipe, method), own, tokenizer)
     if old:
         read(out)  # what is damaged should not be found when all is trained
     folder.record(out, resolved(recipe, method))
@@ -81,7 +82,7 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
     replace_text(out / LINEAGE, json.dumps(writer.lineage, indent=1))
     replace_text(out / STORES, json.dumps(stores, indent=1))
     _run(recipe, prepared, stages, state, settings, out, writer)
-    return _finish(recipe, prepared, state, writer, where, out)
+    return _finish(recipe, prepared, state, writer, where, out, load)
 
 
 def _state(recipe: Recipe, prepared: Prepared, out: Path) -> State:
@@ -134,7 +135,8 @@ def _run(
         except TrainingError as error:
             saved = checkpoint.existing(out)
             good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint before it"
-            raise TrainingError(f"{error}; {good}") from None
+            folder.diverged(out, error.step, f"{error}; {good}")
+            raise TrainingError(f"{error}; {good}", error.step) from None
 
 
 @dataclass
@@ -143,6 +145,7 @@ class Writer:
 
     recipe: Mapping[str, Any]
     lineage: lineage.Lineage
+    """At step 0; its FLOPs are those of the harvest."""
     tokenizer: Mapping[str, bytes]
     """Its files."""
     valid: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -153,7 +156,8 @@ class Writer:
         state.model.model.save_pretrained(temporary)
         for name, content in self.tokenizer.items():
             (temporary / name).write_bytes(content)
-        now = self.lineage | {"tokens": state.tokens, "parameters": _parameters(state)}
+        flops = self.lineage["flops"] + state.ledger.student_flops + state.ledger.teacher_flops
+        now = self.lineage | {"tokens": state.tokens, "flops": flops, "parameters": _parameters(state)}
         (temporary / LINEAGE).write_text(json.dumps(now, indent=1))
         (temporary / "README.md").write_text(card(self.recipe, now, asdict(state.ledger), self.valid))
 
@@ -203,7 +207,7 @@ def stopping(saver: checkpoint.Saver, out: Path) -> Iterator[Any]:
 
 
 def _finish(
-    recipe: Recipe, prepared: Prepared, state: State, writer: Writer, place: Place, out: Path
+    recipe: Recipe, prepared: Prepared, state: State, writer: Writer, place: Place, out: Path, load: Open
 ) -> dict[str, Any]:
     # A run that was killed after its last step has nothing left to train, but is not validated yet.
     writer.valid.update(writer.valid or validate(state.model, prepared.held_out, place))
@@ -218,14 +222,31 @@ def _finish(
         "student_parameters": _parameters(state),
         "student_flops": ledger.student_flops,
         "teacher_flops": ledger.teacher_flops,
-        "harvest_flops": sum(store["flops"] for store in json.loads((out / STORES).read_text()).values()),
+        "harvest_flops": writer.lineage["flops"],
         "wall_s": round(ledger.seconds, 2),
         "tokens_per_s": round(state.tokens / max(1e-9, ledger.seconds), 1),
         "peak_rss_mb": round(peak, 1),
         **({"peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 2**20, 1)} if place.device == "cuda" else {}),
         "valid": writer.valid,
+        "teachers": _teachers(recipe, prepared, place, load),
         "checkpoint": str(out / "checkpoint"),
     }
     folder.finish(out, summary)
     page.write([read(out)], out / "report.html")
     return summary
+
+
+def _teachers(recipe: Recipe, prepared: Prepared, place: Place, load: Open) -> dict[str, dict[str, dict[str, float]]]:
+    """How well each predecessor predicts the run's held-out text. Each is in memory only while it is measured.
+
+    Where its place is taken by nothing that it says, or a server has its weights, it is left out; so is one that cannot be
+    loaded any more, which a store does without.
+    """
+    found = {}
+    for name, spec in recipe.teachers.items():
+        if spec.load and not spec.server and spec.control != "uniform":
+            try:
+                found[name] = validate(load(spec), prepared.held_out, place)
+            except ModelError as error:
+                console().print(f"warning: the teacher {name} is not measured: {error}", soft_wrap=True)
+    return found

@@ -10,6 +10,9 @@ from ..recipe import Student
 from ..types import ModelError
 from .language import LanguageModel
 
+UNTRAINED_SEED = 1_762_013
+"""Of an untrained predecessor's weights; any number but those that students begin from."""
+
 
 def build(student: Student, vocabulary: Any, positions: int) -> LanguageModel:
     """A student with fresh weights. `vocabulary` gives the ids, `positions` the longest sequence.
@@ -129,6 +132,24 @@ def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
             f"the model {path} lacks weights ({missing[0]} and {len(missing) - 1} more); "
             f"it is not a complete {objective} language model"
         )
+    return LanguageModel(model)
+
+
+def untrained(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
+    """A model as large as the one in a folder or on a hub, with fresh weights, in fp32: the same ones every time.
+
+    Torch's global generators go on as if nothing had been drawn.
+    """
+    import torch
+
+    config = config_of(path, remote_code)
+    check_kind(path, config, objective)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(UNTRAINED_SEED)
+            model = _kinds()[objective].from_config(config, dtype=torch.float32, trust_remote_code=remote_code)
+    except _faults() as error:
+        raise _useless(path, error) from None
     return LanguageModel(model)
 
 

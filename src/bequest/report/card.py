@@ -63,7 +63,8 @@ def _hub_ids(lineage: Mapping[str, Any]) -> Iterator[str]:
 def _tree(predecessors: list[Mapping[str, Any]], depth: int) -> Iterator[str]:
     for p in predecessors:
         tokens = "an unknown number of" if p["tokens"] is None else f"{p['tokens']:,}"
-        yield f"{'  ' * depth}- {p['as']} **{p['name']}**: {p['parameters']:,} parameters, {tokens} tokens"
+        flops = "" if p["flops"] is None else f", {p['flops']:.4g} FLOPs"
+        yield f"{'  ' * depth}- {p['as']} **{p['name']}**: {p['parameters']:,} parameters, {tokens} tokens{flops}"
         yield from _tree(p["predecessors"], depth + 1)
 
 

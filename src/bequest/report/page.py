@@ -19,7 +19,7 @@ from .. import config
 from ..files import replace_text
 from . import kept
 from .record import Record
-from .table import savings
+from .table import losses_of_teachers, savings
 
 POINTS = 600
 """Per training curve."""
@@ -94,8 +94,9 @@ def _savings(records: Sequence[Record]) -> Iterator[str]:
             same = same and base.lineage.get("measured in") == run.lineage.get("measured in")
             if same and not _inherits(base) and set(base.summary["valid"]) == set(run.summary["valid"]):
                 for source in run.summary["valid"]:
+                    teachers = losses_of_teachers(run.summary, source)
                     yield f"{run.name} against {base.name}, {source}: " + savings(
-                        base.validations, run.validations, source
+                        base.validations, run.validations, source, teachers
                     )
                 break
 
@@ -138,11 +139,12 @@ def _rows(record: Record) -> Iterator[list[str]]:
 
 def _family(member: Mapping[str, Any]) -> str:
     tokens = "tokens unknown" if member["tokens"] is None else f"{member['tokens']:,} tokens"
+    flops = "" if member.get("flops") is None else f", {member['flops']:.3g} FLOPs"
     role = f"<i>{html.escape(member['as'])}</i> " if "as" in member else ""
     method = f", {html.escape(member['method'])}" if member["method"] else ""
     inside = "".join(_family(p) for p in member["predecessors"])
     name = html.escape(member["name"])
-    text = f"{role}<b>{name}</b><br><small>{member['parameters']:,} parameters, {tokens}{method}</small>"
+    text = f"{role}<b>{name}</b><br><small>{member['parameters']:,} parameters, {tokens}{flops}{method}</small>"
     return f"<li><span>{text}</span>{f'<ul>{inside}</ul>' if inside else ''}</li>"
 
 

@@ -60,10 +60,26 @@ def reached(curve: Sequence[Mapping[str, Any]], source: str, target: float) -> t
     return None
 
 
-def savings(baseline: Sequence[Mapping[str, Any]], inheriting: Sequence[Mapping[str, Any]], source: str) -> str:
-    """What share of the baseline's cost the inheriting run needed to reach the baseline's final loss."""
+def losses_of_teachers(summary: Mapping[str, Any], source: str) -> list[float]:
+    """How well a run's predecessors predict a source's held-out text."""
+    return [found[source]["loss"] for found in summary.get("teachers", {}).values() if source in found]
+
+
+def savings(
+    baseline: Sequence[Mapping[str, Any]],
+    inheriting: Sequence[Mapping[str, Any]],
+    source: str,
+    teachers: Iterable[float] = (),
+) -> str:
+    """What share of the baseline's cost the inheriting run needed to reach the baseline's final loss.
+
+    A predecessor whose own loss (`teachers`) is there already has saved nothing: whoever wants that loss has it.
+    """
     last = baseline[-1]
-    found = reached(inheriting, source, last["valid"][source]["loss"])
+    target = last["valid"][source]["loss"]
+    if any(loss <= target for loss in teachers):
+        return "The predecessor itself is already as good as the scratch run at its end, or better: no saving can be stated."
+    found = reached(inheriting, source, target)
     if found is None:
         return "The inheriting run never reached the scratch run's final loss."
     tokens, flops = found[0] / last["tokens"], found[1] / (last["student_flops"] + last["teacher_flops"])

@@ -265,5 +265,6 @@ def require_finite(stepped: Stepped) -> None:
         raise TrainingError(
             f"the loss is no longer finite at step {stepped.run_step} "
             f"(loss {stepped.loss.item()}, gradient norm {stepped.norm.item()}); "
-            "lower train.optimiser.lr, lengthen the warm-up or look at that step's text"
+            "lower train.optimiser.lr, lengthen the warm-up or look at that step's text",
+            stepped.run_step,
         )
