@@ -15,3 +15,4 @@ def write(results: Mapping[str, Any], clock: Mapping[str, Any], folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     for name, found in (("results.json", results), ("clock.json", clock)):
         replace_text(folder / name, json.dumps(found, indent=1) + "\n")
+    replace_text(folder / "index.html", "to come")

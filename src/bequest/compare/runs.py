@@ -19,6 +19,7 @@ from ..files import sampled
 from ..job import folder
 from ..job.prepare import find_method, resolved
 from ..job.stores import model_identity
+from ..job.teach import seconds_file
 from ..recipe import Recipe
 from ..report import record
 from ..types import FolderError
@@ -145,9 +146,7 @@ def finished(run: Run, measure: str, source_name: str) -> Result | None:
     curve = tuple(_point(line, measure, source_name, harvest, trained, waited) for line in found.validations)
     if not curve:
         raise FolderError(f"{run.folder} is finished but holds no validation; delete the folder and compare again")
-    teachers = {
-        name: valid[source_name][measure] for name, valid in ended.get("teachers", {}).items() if source_name in valid
-    }
+    teachers = {name: valid[source_name][measure] for name, valid in ended["teachers"].items() if source_name in valid}
     return Result(run, curve, ended["student_parameters"], teachers, found.lineage["measured in"], harvest, trained)
 
 
@@ -175,8 +174,8 @@ def predecessors_flops(lineage: Mapping[str, Any]) -> float | None:
 
 
 def harvest_seconds(recipe: Recipe) -> float:
-    """How long the harvests of a recipe's stores took, as `bequest train --teach` noted beside them."""
-    notes = (Path(f"{spec.store}.seconds") for spec in recipe.teachers.values() if spec.store)
+    """How long the harvests of a recipe's stores took."""
+    notes = (seconds_file(spec.store) for spec in recipe.teachers.values() if spec.store)
     return sum(sum(map(float, note.read_text().split())) for note in notes if note.exists())
 
 

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from ..report import metrics
-from ..types import FolderError, Stopped, TrainingError
+from ..types import BequestError, FolderError, Stopped
 from .course import Course
 from .runs import Run
 
@@ -56,7 +56,7 @@ class Workshop:
     def work(self, arms: Sequence[str]) -> None:
         """Until all runs of these arms are there, whoever makes them.
 
-        Raises FolderError or TrainingError with the sentence of a run that failed, Stopped when asked to stop.
+        Raises BequestError with the sentence of a run that failed, Stopped when asked to stop.
         """
         with _asked_to_stop() as asked:
             try:
@@ -160,14 +160,14 @@ def _require_good(job: Job) -> None:
         return
     last = (job.log.read_text(errors="replace").strip().splitlines() or [""])[-1]
     if code == 2:
-        raise TrainingError(f"{job.run}: {last.removeprefix('bequest: ')}")
+        raise BequestError(f"{job.run}: {last.removeprefix('bequest: ')}")
     if code in (130, 143):
-        raise TrainingError(f"{job.run}: its process was asked to stop; run the same command again to go on")
+        raise BequestError(f"{job.run}: its process was asked to stop; run the same command again to go on")
     if code < 0:
         why = (
             "most likely there was too little memory; give fewer --jobs" if code == -signal.SIGKILL else "run it again"
         )
-        raise TrainingError(f"{job.run}: its process was ended by signal {-code}; {why} ({job.log})")
+        raise BequestError(f"{job.run}: its process was ended by signal {-code}; {why} ({job.log})")
     raise RuntimeError(
         f"{job.run} ended with {code}; the end of {job.log}:\n{job.log.read_text(errors='replace')[-3000:]}"
     )
