@@ -239,8 +239,8 @@ def _finish(
 def _teachers(recipe: Recipe, prepared: Prepared, place: Place, load: Open) -> dict[str, dict[str, dict[str, float]]]:
     """How well each predecessor predicts the run's held-out text. Each is in memory only while it is measured.
 
-    Where its place is taken by nothing that it says, or a server has its weights, it is left out; so is one that cannot be
-    loaded any more, which a store does without.
+    Left out: one in whose place `uniform` stands, one whose weights a server has, and one that cannot be loaded any more,
+    which those who learn from its store do without.
     """
     found = {}
     for name, spec in recipe.teachers.items():
