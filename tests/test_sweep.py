@@ -267,3 +267,11 @@ def test_a_folder_of_another_recipe_is_refused(files, tmp_path, world):
     world.run(run.folder, {"name": "plain"}, seed=9)
     with pytest.raises(FolderError, match="belongs to another recipe"):
         runs.finished(run, "loss", "one")
+
+
+def test_a_run_that_diverged_is_finished_and_worse_than_any(files, tmp_path):
+    run = course(files(), tmp_path).run("scratch", 0.01, 0, 1.0)
+    run.folder.mkdir(parents=True)
+    assert runs.finished(run, "loss", "one") is None
+    (run.folder / "diverged.json").write_text("{}")
+    assert runs.finished(run, "loss", "one").loss == math.inf
