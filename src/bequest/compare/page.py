@@ -58,7 +58,11 @@ def _arms(results: Found, clock: Found) -> str:
         verdicts = arm["verdicts"] | clock["arms"][name]["verdicts"]
         own = escape(name) + (_small("baseline") if name == results["baseline"] else "")
         row = [own, words.count(arm["parameters"]), _rate(arm), ", ".join(str(r["seed"]) for r in words.finals(arm))]
-        row += [words.tokens(arm), _stacked(words.loss(arm["final"])), _stacked(words.gap(verdicts.get("tokens")))]
+        row += [
+            words.tokens(arm),
+            _stacked(words.loss(arm["final"])),
+            _stacked(words.gap(verdicts["tokens"])) if verdicts else "",
+        ]
         rows.append(row + [_ratio(verdicts.get(axis), number) for axis in axes])
     return _table("arms", head, rows)
 
@@ -106,8 +110,8 @@ def _rates(results: Found) -> str:
     arms = results["arms"].items()
     taken = [f"{name} took over that of {arm['tuned_by']}" for name, arm in arms if arm["tuned_by"] != name]
     note = f"<p class=note>{escape('; '.join(taken))}.</p>" if taken else ""
-    table = _table("rates", ["arm", *(f"{rate:g}" for rate in columns)], rows) if rows else ""
-    return f"<h2>Learning rates tried</h2>{table}{note}" if table or note else ""
+    none = "<p class=note>Each arm had one, so that none was tried against another.</p>"
+    return (_table("rates", ["arm", *(f"{rate:g}" for rate in columns)], rows) if rows else none) + note
 
 
 def _predecessors(results: Found) -> str:

@@ -60,8 +60,8 @@ def asset(package: str, name: str) -> str:
 
 def filled(template: str, fills: Mapping[str, str]) -> str:
     """A page with its blanks filled, `<!--name-->` each; style and drawing are shared by all pages."""
-    fills = {name: asset(__package__, name) for name in SHARED} | fills
-    return re.sub(r"<!--([\w.]+)-->", lambda blank: fills[blank[1]], template)
+    known = {**{name: asset(__package__, name) for name in SHARED}, **fills}
+    return re.sub(r"<!--([\w.]+)-->", lambda blank: known[blank[1]], template)
 
 
 def data(value: Any) -> str:

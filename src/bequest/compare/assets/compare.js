@@ -35,8 +35,8 @@ function drawCurves(axis, part) {
   const curvesOf = arm => arm.runs.filter(r => r.result && r[axis]).map(r => ({xs: r[axis], ys: r.loss}));
   const arms = SWEEP.arms.filter(arm => shown.has(arm) && curvesOf(arm).length);
   if (!arms.length) return;
-  const whole = gridOf(arms.flatMap(curvesOf));
-  const grid = whole.filter(x => x >= last(whole) * (1 - part));
+  const curves = arms.flatMap(curvesOf), first = Math.min(...curves.map(c => last(c.xs)));
+  const grid = gridOf(curves).filter(x => x >= first * (1 - part)); // of every arm its last part at least
   const spreads = arms.map(arm => {
     const seeds = curvesOf(arm).map(c => interpolated(c.xs, c.ys, grid));
     const over = f => grid.map((_, i) => seeds.some(s => s[i] == null) ? null : f(seeds.map(s => s[i])));
@@ -59,7 +59,7 @@ function drawEnds(axis) {
   })).sort((a, b) => a.x - b.x);
   const column = which => dots.map(d => which(d) ? d.y : null);
   const columns = arms.flatMap(arm => [column(d => d.arm === arm && !d.middle), column(d => d.arm === arm && d.middle)]);
-  pointed(`ends of budgets: ${SWEEP.measure}`, axis, arms, arms.map(arm => column(d => d.arm === arm)), [dots.map(d => d.x), ...columns], {
+  pointed(`ends of budgets, logarithmic: ${SWEEP.measure}`, axis, arms, arms.map(arm => column(d => d.arm === arm)), [dots.map(d => d.x), ...columns], {
     scale: {distr: 3, range: (u, low, high) => [low / 1.1, high * 1.1]},
     axis: {
       splits: (u, _, low, high) => [0, 1, 2, 3, 4].map(i => +(low * (high / low) ** ((i + .5) / 5)).toPrecision(2)),
