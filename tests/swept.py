@@ -29,7 +29,7 @@ HELP = {
 
 def sweep(arms: int = 2, **changes: object) -> Sweep:
     """The baseline and some others, one of them with a predecessor of unknown cost and one that diverges."""
-    helped = {name: {"set": {"method": "ki"}, "teachers": {"teacher": "small"}} for name in list(HELP)[: arms - 1]}
+    helped = {name: {"set": {"method": "ki", "teachers.teacher.load": "arm:small"}} for name in list(HELP)[: arms - 1]}
     helped |= {"ki_late": {"like": "ki"}} if "ki_late" in helped else {}
     raw = {
         "name": "made-up",
@@ -53,12 +53,9 @@ class Made:
     def tuned(self, name: str) -> Tuned:
         if self.sweep.pool[name].like:
             return self.tuned(self.sweep.pool[name].like)
-        tried = {rate: 3.2 + 0.01 * i for i, rate in enumerate((0.005, 0.0025, 0.01))}
-        return (
-            Tuned(0.01, tried | {0.005: 3.25, 0.01: 3.1}, name)
-            if name == "worse"
-            else Tuned(0.005, tried | {0.02: math.inf}, name)
-        )
+        if name == "worse":
+            return Tuned(0.01, {0.0025: 3.3, 0.005: 3.25, 0.01: 3.1}, name)
+        return Tuned(0.005, {0.0025: 3.21, 0.005: 3.2, 0.01: 3.22, 0.02: math.inf}, name)
 
     def chosen(self, name: str, seed: int, budget: float | None = None) -> Run:
         budget = budget or self.sweep.pool[name].budgets[0]

@@ -33,7 +33,12 @@ def command(folder, *more):
 
 def compare(folder, *more, **environment):
     return subprocess.run(
-        command(folder, *more), cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}, timeout=200
+        command(folder, *more),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=200,
     )
 
 
@@ -125,7 +130,10 @@ def test_a_killed_sweep_goes_on_to_the_same_results(folder, whole, orphans):
 
 def test_one_asked_to_stop_saves_its_runs(folder, whole, tmp_path):
     started = subprocess.Popen(
-        [*command(folder)[:-4], "--out", str(tmp_path / "out"), "--jobs", "2"], cwd=folder, stderr=subprocess.PIPE, text=True
+        [*command(folder)[:-4], "--out", str(tmp_path / "out"), "--jobs", "2"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not list((tmp_path / "out" / "runs").glob("*/log.txt")):
         assert started.poll() is None
@@ -155,11 +163,17 @@ def test_a_run_folder_of_another_recipe_stops_the_sweep_with_a_sentence(folder, 
 
 
 def test_a_learning_rate_that_diverges_is_the_worst_one(folder, whole):
-    sweep = SWEEP | {"name": "wild", "arms": {"scratch": {}, "wild": {"set": {"train.clip": 0.0}, "rates": [1e15, 0.01]}}}
+    sweep = SWEEP | {
+        "name": "wild",
+        "arms": {"scratch": {}, "wild": {"set": {"train.clip": 0.0}, "rates": [1e15, 0.01]}},
+    }
     (folder / "wild.yaml").write_text(json.dumps(sweep))
     found = subprocess.run(
         [sys.executable, "-m", "bequest", "compare", "wild.yaml", "--out", "out"],
-        cwd=folder, capture_output=True, text=True, timeout=200,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert found.returncode == 0, found.stderr
     results = json.loads((folder / "out" / "wild" / "results.json").read_text())
