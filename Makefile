@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs bench bench-signals bench-loss bench-step clean
+.PHONY: setup demo test lint docs results bench bench-signals bench-loss bench-step clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,9 @@ lint: setup
 
 docs: setup
 	$(RUN)/sphinx-build -W --keep-going -b html docs docs/_build
+
+results: setup
+	$(RUN)/python docs/results.py
 
 bench: setup
 	bench/wiki.sh

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replace_text
+from .fragment import fragment
+from .page import page
 
 
 def write(results: Mapping[str, Any], clock: Mapping[str, Any], folder: Path) -> None:
@@ -15,4 +17,5 @@ def write(results: Mapping[str, Any], clock: Mapping[str, Any], folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     for name, found in (("results.json", results), ("clock.json", clock)):
         replace_text(folder / name, json.dumps(found, indent=1) + "\n")
-    replace_text(folder / "index.html", "to come")
+    replace_text(folder / "index.html", page(results, clock))
+    replace_text(folder / "fragment.md", fragment(results, clock))

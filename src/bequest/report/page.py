@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,7 +35,6 @@ def write(records: Sequence[Record], path: Path) -> None:
 def page(records: Sequence[Record]) -> str:
     """The report as HTML."""
     records = _told_apart(records)
-    assets = {name: files(__package__).joinpath("assets", name).read_text() for name in ASSETS}
     title = " / ".join(r.name for r in records[:3]) + (f" and {len(records) - 3} more" if len(records) > 3 else "")
     fills = {
         "title": html.escape(title),
@@ -43,17 +43,30 @@ def page(records: Sequence[Record]) -> str:
         "families": "".join(f"<ul class=tree>{_family(r.lineage)}</ul>" for r in records if r.lineage),
         "stores": kept.section(records),
         "details": "".join(_details(r) for r in records),
-        # A closing tag inside a text must not close the script.
-        "data": json.dumps([_curves(r) for r in records]).replace("</", "<\\/"),
-        **assets,
+        "data": data([_curves(r) for r in records]),
+        "page.js": asset(__package__, "page.js"),
     }
-    text = assets["page.html"]
-    for name, fill in fills.items():
-        text = text.replace(f"<!--{name}-->", fill)
-    return text
+    return filled(asset(__package__, "page.html"), fills)
 
 
-ASSETS = ("page.html", "page.css", "page.js", "uPlot.iife.min.js", "uPlot.min.css")
+SHARED = ("page.css", "chart.js", "uPlot.iife.min.js", "uPlot.min.css")
+"""What every page of curves holds."""
+
+
+def asset(package: str, name: str) -> str:
+    """The text of a file that a package brings along."""
+    return files(package).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def filled(template: str, fills: Mapping[str, str]) -> str:
+    """A page with its blanks filled, `<!--name-->` each; style and drawing are shared by all pages."""
+    known = {**{name: asset(__package__, name) for name in SHARED}, **fills}
+    return re.sub(r"<!--([\w.]+)-->", lambda blank: known[blank[1]], template)
+
+
+def data(value: Any) -> str:
+    """A value within a script, which no tag inside a text can close."""
+    return json.dumps(value).replace("<", "\\u003c")
 
 
 def _told_apart(records: Sequence[Record]) -> list[Record]:
