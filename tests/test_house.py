@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from bequest import config, methods, sense
+from bequest.compare import fair, sweep
+from bequest.job.prepare import find_method
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "bequest"
@@ -89,7 +91,9 @@ def test_nothing_is_unpickled():
         assert "pickle" not in text.replace("Nothing is pickled", "").replace("nothing has to be pickled", "")
 
 
-SHIPPED = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "bench").rglob("*.yaml")])
+YAML = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "bench").rglob("*.yaml")])
+SWEEPS = [path for path in YAML if "\narms:" in path.read_text()]
+SHIPPED = [path for path in YAML if path not in SWEEPS]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
@@ -97,6 +101,14 @@ def test_shipped_recipes_decode(path):
     found = sense.load(path)
     fields = {k: v for k, v in found.method.items() if k != "name"}
     config.decode(methods.find(found.method["name"]), fields, str(path), "method")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.name)
+def test_shipped_sweeps_decode(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = sweep.load(path)
+    for name in found.needed(found.arms):
+        find_method(fair.draft(found, name))
 
 
 def test_recipes_are_shipped():

@@ -265,6 +265,25 @@ def encode(config: Config) -> dict[str, Any]:
     return found
 
 
+def chosen(config: Config) -> dict[str, Any]:
+    """A decoded config as plain values without those that are its defaults: the same when keys are added later."""
+    found = {}
+    for one in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, one.name)
+        made = one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+        if value != made:
+            found[one.name] = _chosen(value)
+    return found
+
+
+def _chosen(value: Any) -> Any:
+    if isinstance(value, Config):
+        return chosen(value)
+    if isinstance(value, dict):
+        return {key: _chosen(inner) for key, inner in value.items()}
+    return [_chosen(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def fingerprint(value: Any) -> str:
     """A short hash of plain values (numbers, text, lists, mappings), equal for equal values."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))

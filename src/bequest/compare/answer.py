@@ -172,7 +172,7 @@ def sentences(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis
         text = _saved(verdict, base.name) if verdict.clear else verdict.refusal
         said.setdefault(text, []).append(words)
     for text, of in said.items():
-        start = f"{one.name} ({'; '.join(of)})" if len(said) > 1 else one.name
+        start = f"{one.name} ({'; '.join(of)})" if len(said) > 1 or len(axes) == 1 else one.name
         yield f"{start}: {text}."
 
 

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from .. import sense
-from ..config import fingerprint
+from ..config import chosen, fingerprint
 from ..data import source
 from ..files import sampled
 from ..job import folder
-from ..job.prepare import find_method, resolved
+from ..job.prepare import completed, find_method, resolved
 from ..job.stores import model_identity
 from ..job.teach import seconds_file
 from ..recipe import Recipe
 from ..report import record
 from ..types import FolderError
 
-FREE = ("trackers", "train.threads", "train.keep", "train.save_every_tokens", "train.log_every_steps")
+FREE = ("name", "trackers", "train.threads", "train.keep", "train.save_every_tokens", "train.log_every_steps")
 """What changes no bit of a run."""
 
 
@@ -105,21 +105,22 @@ def assignments(keys: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def identity(recipe: Recipe) -> str:
-    """A fingerprint of what decides a run's bits: the recipe, and the contents of text and models instead of their places."""
-    found = resolved(recipe, find_method(recipe))
-    del found["name"]
-    for key in FREE:
+    """A fingerprint of what decides a run's bits: the recipe, and the contents of text and models instead of their places.
+
+    What is left at its default is not in it, so that keys which are added later change no run's identity.
+    """
+    found = chosen(recipe) | {"method": [recipe.method["name"], chosen(find_method(recipe))]}
+    for key in (*FREE, *(() if any(t.store for t in recipe.teachers.values()) else ("teach",))):
         room, _, inner = key.rpartition(".")
-        del (found[room] if room else found)[inner]
-    if not any(t.store for t in recipe.teachers.values()):
-        del found["teach"]
+        (found.get(room, {}) if room else found).pop(inner, None)
     for side in ("train", "valid"):
-        for text, entry in zip(getattr(recipe.data, side), found["data"][side], strict=True):
+        for text, entry in zip(getattr(recipe.data, side), found["data"].get(side, ()), strict=True):
             if text.path:
                 entry["path"] = [sampled(path) for path in source.files(text)]
     for name, spec in recipe.teachers.items():
         found["teachers"][name] |= {"load": model_identity(spec.load), "store": bool(spec.store)}
-    found["student"]["load"] = model_identity(recipe.student.load)
+    if recipe.student.load:
+        found["student"]["load"] = model_identity(recipe.student.load)
     if recipe.tokenizer and recipe.tokenizer.load:
         own = Path(recipe.tokenizer.load) / "tokenizer.json"
         found["tokenizer"]["load"] = sampled(own) if own.is_file() else recipe.tokenizer.load
@@ -137,7 +138,7 @@ def finished(run: Run, measure: str, source_name: str) -> Result | None:
         return None
     old = folder.recorded(run.folder)
     if old:
-        folder.refuse_changes(run.folder, old, resolved(run.recipe, find_method(run.recipe)))
+        folder.refuse_changes(run.folder, completed(old), resolved(run.recipe, find_method(run.recipe)))
     if not ended:
         return Result(run, (), 0, {}, "", 0.0, None)
     found = record.read(run.folder)

@@ -38,6 +38,7 @@ from .prepare import (
     Prepared,
     check_model,
     check_positions,
+    completed,
     find_method,
     find_objective,
     find_tokenizer,
@@ -128,7 +129,7 @@ def _folder(recipe: Recipe, method: Method, out: Path) -> None:
     if out.exists():
         with folder.opened(out):
             if old := folder.recorded(out):
-                folder.refuse_changes(out, old, resolved(recipe, method))
+                folder.refuse_changes(out, completed(old), resolved(recipe, method))
         return
     parent = next(p for p in out.absolute().parents if p.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):

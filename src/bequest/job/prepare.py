@@ -80,6 +80,12 @@ def resolved(recipe: Recipe, method: Method) -> dict[str, Any]:
     return config.encode(recipe) | {"method": {"name": recipe.method["name"], **config.encode(method)}}
 
 
+def completed(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that was written down resolved, with the keys that have been added since at their defaults."""
+    recipe = config.decode(Recipe, recorded, "the recipe of the run folder")
+    return resolved(recipe, find_method(recipe))
+
+
 def models_of(recipe: Recipe) -> dict[str, TeacherModel | Student]:
     """The models that a recipe loads, by what they are in it."""
     models: dict[str, TeacherModel | Student] = {

@@ -33,7 +33,7 @@ from ..types import ModelError, Stopped, TrainingError
 from . import extend, folder, lineage
 from .asked import require_answers
 from .inspect import describe
-from .prepare import Open, Prepared, find_method, inputs, new_student, opener, prepare, resolved
+from .prepare import Open, Prepared, completed, find_method, inputs, new_student, opener, prepare, resolved
 
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     with folder.opened(out):
         old = folder.recorded(out)
         if old:
-            folder.refuse_changes(out, old, resolved(recipe, method))
+            folder.refuse_changes(out, completed(old), resolved(recipe, method))
             finished = folder.summary(out)
             if finished and old["train"]["tokens"] == recipe.train.tokens:
                 return finished | {"was_finished": True}
