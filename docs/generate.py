@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bequest import config, methods
+from bequest.compare.sweep import Sweep
 from bequest.config import Config
 from bequest.recipe import MAY_CHANGE, Recipe
 
@@ -29,6 +30,10 @@ def _tables() -> Iterator[str]:
     for name in methods._built_in():
         yield f"## `method`: `{name}`\n"
         yield from _table(methods.find(name))
+    yield "## Sweeps\n\nThe files of `bequest compare`; see [](comparing.md).\n"
+    for cls, places in _places(Sweep).items():
+        yield "### " + (" and ".join(f"`{place}`" for place in places) if all(places) else "The whole sweep") + "\n"
+        yield from _table(cls)
     yield "## What may change when a run is resumed\n"
     yield ", ".join(f"`{key}`" for key in MAY_CHANGE) + ". A change of any other key needs a new run folder."
     yield ""

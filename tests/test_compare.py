@@ -91,7 +91,7 @@ def test_a_sweep_writes_what_came_out(folder, whole):
     assert results["predecessors"]["small"]["loss"] == ki["teacher"]
     assert set(ki["verdicts"]) == {"tokens", "student_flops", "all_flops", "counted_flops"}
     for sentence in [*results["sentences"], *clock["sentences"]]:
-        assert sentence in whole.stdout
+        assert sentence["text"] in whole.stdout
     assert "about 3 runs" in whole.stderr
     assert (folder / "out" / "tiny" / "index.html").exists()
     command = next(run["command"] for run in results["arms"]["scratch"]["runs"])

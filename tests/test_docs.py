@@ -64,11 +64,27 @@ def small(words: list[str]) -> list[str]:
             assignments = tuple(word for word in words[2:] if re.match(r"[\w.]+=", word))
             found, mistakes = sense.examine(Path(words[1]), assignments)
             return words if found is None or mistakes else [*words, *_sizes(found)]
+        case "compare":
+            _small_sweep(Path(words[1]))
         case "generate":
             return [*words, "--tokens", "3"]
         case "eval":
             return [*words, "--sequence", "32"]
     return words
+
+
+def _small_sweep(path: Path) -> None:
+    """One seed and one learning rate of a sweep over a small recipe, in place."""
+    sweep = config.read(path)
+    base = config.read(Path(sweep["recipe"]))
+    made = config.override(base, _sizes(sense.load(Path(sweep["recipe"]))))
+    config.write(made, Path(sweep["recipe"]))
+    for arm in [*sweep["arms"].values(), *sweep.get("predecessors", {}).values()]:
+        for key in ("budgets", "rates", "seeds"):
+            arm.pop(key, None)
+        if "set" in arm:
+            arm["set"] = {k: v for k, v in arm["set"].items() if not k.startswith(("student", "train"))}
+    config.write(sweep | {"seeds": [0], "confidence": None, "rates": [0.01]}, path)
 
 
 def _sizes(found: recipe.Recipe) -> list[str]:

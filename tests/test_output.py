@@ -35,7 +35,7 @@ def test_the_page_holds_everything(arms):
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(http""", text)
     assert "<!--" not in re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.S)
     for sentence in (*results["sentences"], *clock["sentences"]):
-        assert sentence in seen
+        assert sentence["text"] in seen
     assert results["command"] in seen
     for name, arm in results["arms"].items():
         assert f"<summary>{name}</summary>" in text
@@ -66,8 +66,8 @@ def test_every_curve_is_drawn_over_every_cost():
 def test_the_table_marks_what_matters():
     text = page(*swept(12))
     assert text.count("on the edge</small>") == 1
-    assert 'title="no ratio: broken diverged at the best of its learning rates"' in text
-    assert {words.kind(s) for s in swept(12)[0]["sentences"]} == {"saves", "costs", "refusal", "warning"}
+    assert 'title="broken diverged at the best of its learning rates"' in text
+    assert {s["kind"] for s in swept(12)[0]["sentences"]} == {"saves", "costs", "refusal", "warning"}
     assert "ki_late took over that of ki" in text
 
 
@@ -81,7 +81,9 @@ def test_text_cannot_break_out():
     results, clock = swept()
     for found in (results, clock):
         found["arms"][EVIL] = found["arms"].pop("ki")
-        found["sentences"] = [s.replace("ki", EVIL) for s in found["sentences"]]
+        found["sentences"] = [
+            s | {"arm": s["arm"].replace("ki", EVIL), "text": s["text"].replace("ki", EVIL)} for s in found["sentences"]
+        ]
     results |= {"name": EVIL, "question": EVIL, "command": EVIL}
     results["arms"][EVIL]["settings"]["set"] = {"name": EVIL}
     results["arms"][EVIL]["tuned_by"] = EVIL
@@ -105,11 +107,11 @@ def test_the_fragment_holds_everything(arms):
     assert widths == [{9}, {7}, {2}]
     first = [cells(line)[0].strip() for line in tables[0].splitlines()[2:]]
     assert first == ["plain (baseline)", *list(HELP)[: arms - 1]]
-    assert all(f"\n- {sentence}\n" in text for sentence in results["sentences"])
+    assert all(f"\n- {sentence['text']}\n" in text for sentence in results["sentences"])
     last = text.strip().splitlines()[-1]
     assert last.startswith("By the clock: ")
-    assert last.endswith(f"The runs took {clock['seconds']:,.0f} seconds together.")
-    assert all(sentence in last for sentence in clock["sentences"])
+    assert last.endswith(words.spent(clock))
+    assert all(sentence["text"] in last for sentence in clock["sentences"])
 
 
 def test_only_the_last_line_of_the_fragment_knows_the_clock():
@@ -117,7 +119,13 @@ def test_only_the_last_line_of_the_fragment_knows_the_clock():
     other = clock | {"seconds": 1.0, "sentences": []}
     one, two = (fragment(results, c).strip().splitlines() for c in (clock, other))
     assert one[:-1] == two[:-1]
-    assert two[-1] == "By the clock: The runs took 1 seconds together."
+    assert two[-1] == f"By the clock: {words.spent(other)}"
+
+
+def test_a_price_turns_seconds_into_money():
+    clock = {"seconds": 7200.0, "price": {"per_hour": 2.5, "currency": "EUR"}}
+    assert words.spent(clock) == "All runs together took 7,200 seconds of training, 5.00 EUR."
+    assert words.spent(clock | {"price": None}).endswith("training.")
 
 
 def test_without_confidence_there_are_means_alone():

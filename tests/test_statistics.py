@@ -92,7 +92,7 @@ def test_intervals_cover_the_true_ratio(way, ratio, seeds):
     covered = drawn = 0
     while drawn < 1000:
         arm, base = _drawn(rng, ratio, seeds, way)
-        verdict = against(arm, base, TOKENS, "tokens", 0.95)
+        verdict = against(arm, base, TOKENS, 0.95)
         assert verdict.ratio is not None
         drawn += 1
         covered += verdict.ratio.holds(ratio)
@@ -128,9 +128,7 @@ def test_a_bootstrap_would_not_cover():
 
 def test_what_each_axis_counts():
     arm = ends(law(1.5), law(1.5) + 0.001, law(1.5) - 0.001, teaching=0.2, training=30.0)
-    found = {
-        axis: against(arm, ladder(0.0, 0.001, -0.001), axis, "x", 0.95) for axis in (TOKENS, STUDENT, ALL, COUNTED)
-    }
+    found = {axis: against(arm, ladder(0.0, 0.001, -0.001), axis, 0.95) for axis in (TOKENS, STUDENT, ALL, COUNTED)}
     assert found[TOKENS].ratio.mean == pytest.approx(1.5, rel=0.02)
     assert found[TOKENS].clear
     assert found[STUDENT].ratio == found[TOKENS].ratio
@@ -138,19 +136,19 @@ def test_what_each_axis_counts():
     assert found[COUNTED].ratio.mean == pytest.approx(found[TOKENS].ratio.mean / 1.5)
     assert found[TOKENS].gap.mean == pytest.approx(law(1.5) - law(1.0))
     unknown = ends(law(1.5), law(1.5), teaching=0.2, training=None)
-    verdict = against(unknown, ladder(0.0, 0.0), COUNTED, "x", 0.95)
+    verdict = against(unknown, ladder(0.0, 0.0), COUNTED, 0.95)
     assert not verdict.clear
     assert "not known" in verdict.refusal
 
 
 def test_no_ratio_when_the_baseline_never_gets_there():
-    verdict = against(ends(law(3.0), law(3.0)), ladder(0.0, 0.0), TOKENS, "tokens", 0.95)
+    verdict = against(ends(law(3.0), law(3.0)), ladder(0.0, 0.0), TOKENS, 0.95)
     assert not verdict.clear
     assert "even with 2 times the tokens" in verdict.refusal
 
 
 def test_no_ratio_when_the_baseline_is_better_with_least():
-    verdict = against(ends(law(0.3), law(0.3)), ladder(0.0, 0.0), TOKENS, "tokens", 0.95)
+    verdict = against(ends(law(0.3), law(0.3)), ladder(0.0, 0.0), TOKENS, 0.95)
     assert not verdict.clear
     assert "better than arm with 0.5 times" in verdict.refusal
 
@@ -158,24 +156,24 @@ def test_no_ratio_when_the_baseline_is_better_with_least():
 def test_no_ratio_when_the_target_is_never_reached():
     base = side("scratch", {1.0: {100.0: 3.9}}, {1.0: {100.0: 3.9}})
     arm = side("arm", *[{1.0: {50.0: 4.5, 100.0: 4.0}}] * 2)
-    assert "never reached scratch's final loss" in against(arm, base, TOKENS, "tokens", 0.95).refusal
+    assert "never reached scratch's final loss" in against(arm, base, TOKENS, 0.95).refusal
     early = side("arm", *[{1.0: {50.0: 3.8, 100.0: 3.5}}] * 2)
-    assert "at its first validation already" in against(early, base, TOKENS, "tokens", 0.95).refusal
+    assert "at its first validation already" in against(early, base, TOKENS, 0.95).refusal
 
 
 def test_no_ratio_when_the_predecessor_is_below_the_target():
     arm = ends(law(1.3), law(1.3), teacher=law(1.4))
-    verdict = against(arm, ladder(0.0, 0.0), TOKENS, "tokens", 0.95)
+    verdict = against(arm, ladder(0.0, 0.0), TOKENS, 0.95)
     assert not verdict.clear
     assert "predecessor's own loss" in verdict.refusal
     assert verdict.ratio is None
     weaker = ends(law(1.3), law(1.3), teacher=law(0.9))
-    assert against(weaker, ladder(0.0, 0.0), TOKENS, "tokens", 0.95).clear
+    assert against(weaker, ladder(0.0, 0.0), TOKENS, 0.95).clear
 
 
 def test_no_ratio_inside_the_noise():
     arm = ends(law(1.2), law(0.8), law(1.1))
-    verdict = against(arm, ladder(0.0, 0.0, 0.0), TOKENS, "tokens", 0.95)
+    verdict = against(arm, ladder(0.0, 0.0, 0.0), TOKENS, 0.95)
     assert not verdict.clear
     assert "inside the noise" in verdict.refusal
     assert verdict.ratio.holds(1.0)
@@ -183,9 +181,9 @@ def test_no_ratio_inside_the_noise():
 
 def test_no_ratio_of_a_run_that_diverged_or_of_one_shared_seed():
     broken = Side("arm", Tuned(1e-2), {0: {1.0: Result(None, (), 0, {}, "", 0.0, None)}})
-    assert "diverged" in against(broken, ladder(0.0, 0.0), TOKENS, "tokens", 0.95).refusal
-    assert "share 1 seed" in against(ends(law(1.2)), ladder(0.0, 0.0), TOKENS, "tokens", 0.95).refusal
-    assert against(ends(law(1.2)), ladder(0.0, 0.0), TOKENS, "tokens", None).ratio.low is None
+    assert "diverged" in against(broken, ladder(0.0, 0.0), TOKENS, 0.95).refusal
+    assert "share 1 seed" in against(ends(law(1.2)), ladder(0.0, 0.0), TOKENS, 0.95).refusal
+    assert against(ends(law(1.2)), ladder(0.0, 0.0), TOKENS, None).ratio.low is None
 
 
 def test_ceiling_is_a_start_at_the_teachers_loss():

@@ -32,7 +32,7 @@ def command(path: Path, out: Path, jobs: int | None, index: int | None) -> None:
     folder = out / sweep.name
     output.write(found, clock, folder)
     for sentence in [*found["sentences"], *clock["sentences"]]:
-        print(sentence)
+        print(sentence["text"])
     print(f"the results: {folder / 'index.html'}")
 
 

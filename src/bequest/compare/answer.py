@@ -44,11 +44,10 @@ def clock(course: Course) -> dict[str, Any]:
     sweep = course.sweep
     sides = {name: side(course, name) for name in sweep.arms}
     base = sides[sweep.baseline]
-    total = sum(r.end.seconds for one in sides.values() for runs in one.runs.values() for r in runs.values() if r.curve)
     return {
         "axes": {name: words for name, (_, words) in CLOCK.items()},
         "price": asdict(sweep.price) if sweep.price else None,
-        "seconds": round(total, 1),
+        "seconds": round(course.seconds(), 1),
         "arms": {
             name: {
                 "runs": [{"curve": [round(p.seconds, 3) for p in r.curve]} for r in _in_order(one)],
@@ -97,8 +96,8 @@ def _verdicts(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis
     if one.name == base.name:
         return {}
     found = {}
-    for name, (axis, words) in axes.items():
-        verdict = against(one, base, axis, words, sweep.confidence)
+    for name, (axis, _) in axes.items():
+        verdict = against(one, base, axis, sweep.confidence)
         most = ceiling(one, base, axis) if verdict.clear else None
         found[name] = {
             "ratio": _interval(verdict.ratio) if verdict.ratio else None,
@@ -157,29 +156,30 @@ def _predecessor(course: Course, name: str) -> dict[str, Any]:
     }
 
 
-def sentences(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis, str]]) -> Iterator[str]:
-    """What may be said of an arm, and what may not."""
+def sentences(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis, str]]) -> Iterator[dict[str, str]]:
+    """What may be said of an arm, and what may not: {arm, kind, text}, kind being saves, costs, refusal or warning."""
     if one.tuned.on_edge and one.tuned.of == one.name and axes is AXES:
-        yield (
+        text = (
             f"{one.name}: its best learning rate {one.tuned.rate:g} is on the edge of those tried, so that a better one may "
             "exist; do not read its results as the arm's best."
         )
+        yield {"arm": one.name, "kind": "warning", "text": text}
     if one.name == base.name:
         return
-    verdicts = {words: against(one, base, axis, words, sweep.confidence) for axis, words in axes.values()}
-    said: dict[str, list[str]] = {}
-    for words, verdict in verdicts.items():
-        text = _saved(verdict, base.name) if verdict.clear else verdict.refusal
-        said.setdefault(text, []).append(words)
-    for text, of in said.items():
+    said: dict[tuple[str, str], list[str]] = {}
+    for axis, words in axes.values():
+        said.setdefault(_said(against(one, base, axis, sweep.confidence), base.name), []).append(words)
+    for (kind, text), of in said.items():
         start = f"{one.name} ({'; '.join(of)})" if len(said) > 1 or len(axes) == 1 else one.name
-        yield f"{start}: {text}."
+        yield {"arm": one.name, "kind": kind, "text": f"{start}: {text}."}
 
 
-def _saved(verdict: Verdict, base: str) -> str:
-    assert verdict.ratio is not None
+def _said(verdict: Verdict, base: str) -> tuple[str, str]:
+    """A verdict's kind and words."""
+    if not verdict.clear or verdict.ratio is None:
+        return "refusal", f"no ratio: {verdict.refusal}"
     mean, low, high = (r and abs(1 / r - 1) for r in (verdict.ratio.mean, verdict.ratio.low, verdict.ratio.high))
     within = f" ({min(low, high):.1%} to {max(low, high):.1%})" if low and high else ""
     if verdict.ratio.mean > 1:
-        return f"saves {mean:.1%}{within} of what {base} pays for the same loss"
-    return f"costs {mean:.1%}{within} more than {base} for the same loss"
+        return "saves", f"saves {mean:.1%}{within} of what {base} pays for the same loss"
+    return "costs", f"costs {mean:.1%}{within} more than {base} for the same loss"

@@ -29,10 +29,10 @@ def _parts(results: Found, clock: Found) -> Iterator[str]:
             ["arm", f"learning rates tried and the {words.MEASURES[results['measure']]} each gave"], cells
         )
     if results["sentences"]:
-        yield from (f"- {_text(sentence)}" for sentence in results["sentences"])
+        yield from (f"- {_text(sentence['text'])}" for sentence in results["sentences"])
         yield ""
-    said = "".join(f"{_text(sentence)} " for sentence in clock["sentences"])
-    yield f"By the clock: {said}The runs took {clock['seconds']:,.0f} seconds together.\n"
+    said = "".join(f"{_text(sentence['text'])} " for sentence in clock["sentences"])
+    yield f"By the clock: {said}{_text(words.spent(clock))}\n"
 
 
 def _arms(results: Found) -> Iterator[str]:

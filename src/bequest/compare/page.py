@@ -37,10 +37,11 @@ def _said(results: Found, clock: Found) -> Iterator[str]:
     """The sentences, arm by arm, so that a dash in the table can lead to its reason."""
     sentences = [("", s) for s in results["sentences"]] + [("by the clock ", s) for s in clock["sentences"]]
     for number, name in enumerate(results["arms"]):
-        own = [(by, s) for by, s in sentences if s.startswith((f"{name}:", f"{name} ("))]
+        own = [(by, s) for by, s in sentences if s["arm"] == name]
         if own:
-            items = "".join(f"<li class={words.kind(s)}><small>{by}</small>{escape(s)}</li>" for by, s in own)
+            items = "".join(f"<li class={s['kind']}><small>{by}</small>{escape(s['text'])}</li>" for by, s in own)
             yield f"<ul class=said id=said-{number}>{items}</ul>"
+    yield f"<p class=note>{escape(words.spent(clock))}</p>"
 
 
 def _intervals(confidence: float | None) -> str:

@@ -106,33 +106,32 @@ class Verdict:
         return self.ratio is not None and not self.refusal
 
 
-def against(arm: Side, base: Side, axis: Axis, what: str, confidence: float | None) -> Verdict:
+def against(arm: Side, base: Side, axis: Axis, confidence: float | None) -> Verdict:
     """Hold an arm against the baseline on one axis of cost."""
     seeds = [seed for seed in arm.runs if seed in base.runs]
     if arm.diverged or base.diverged:
         which = arm.name if arm.diverged else base.name
-        return Verdict(None, f"no ratio: {which} diverged at the best of its learning rates")
+        return Verdict(None, f"{which} diverged at the best of its learning rates")
     if len(seeds) < (2 if confidence else 1):
-        return Verdict(None, f"no ratio: {arm.name} and {base.name} share {len(seeds)} seed, too few for an interval")
+        return Verdict(None, f"{arm.name} and {base.name} share {len(seeds)} seed, too few for an interval")
     gap = _gap(arm, base, axis, seeds, confidence)
     target = arm.loss() if base.has_ladder else base.loss()
     teacher = arm.teacher()
     if teacher is not None and teacher <= target:
         return Verdict(
             None,
-            f"no ratio: the predecessor's own loss, {teacher:.4f}, is already as good as the {target:.4f} to be reached",
+            f"the predecessor's own loss, {teacher:.4f}, is already as good as the {target:.4f} to be reached",
             gap,
         )
     found = [_ratio(arm, base, seed, axis) for seed in seeds]
     if refusal := next((f for f in found if isinstance(f, str)), None):
-        return Verdict(None, refusal.format(what=what), gap)
+        return Verdict(None, refusal, gap)
     ratio = interval([math.log(f) for f in found if not isinstance(f, str)], confidence)
     if confidence and ratio.holds(0.0):
         chance = power(-math.log(1 - SAVING), [math.log(f) for f in found if not isinstance(f, str)], confidence)
         return Verdict(
             ratio.exp(),
-            f"no ratio: the difference in {what} is inside the noise "
-            f"(a saving of {SAVING:.0%} would have been outside it with a chance of {chance:.0%})",
+            f"the difference is inside the noise (a saving of {SAVING:.0%} would have been outside it with a chance of {chance:.0%})",
             gap,
         )
     return Verdict(ratio.exp(), "", gap)
@@ -142,20 +141,20 @@ def _ratio(arm: Side, base: Side, seed: int, axis: Axis) -> float | str:
     """The baseline's cost over the arm's at equal loss, or the sentence that refuses it."""
     at, own, others = arm.final(seed), arm.within(seed, axis), (base.ladder(seed, axis))
     if own is None or others is None:
-        return "no ratio in {what}: what a predecessor cost is not known"
+        return "what a predecessor cost to train is not known"
     if not base.has_ladder:
         reached = cost_at(own, base.final(seed).loss)
         if reached is None:
             way = "is below" if own[0][1] < base.final(seed).loss else "never reached"
             when = " at its first validation already" if way == "is below" else ""
-            return f"no ratio: {arm.name} {way} {base.name}'s final loss{when} (seed {seed})"
+            return f"{arm.name} {way} {base.name}'s final loss{when} (seed {seed})"
         return others[0][0] / reached
     needed = cost_at(others, at.loss)
     if needed is None:
         budgets = sorted(base.runs[seed])
         if at.loss > others[0][1]:
-            return f"no ratio: {base.name} is better than {arm.name} with {budgets[0]:g} times the tokens already (seed {seed})"
-        return f"no ratio: {base.name} never reached {arm.name}'s final loss, even with {budgets[-1]:g} times the tokens (seed {seed})"
+            return f"{base.name} is better than {arm.name} with {budgets[0]:g} times the tokens already (seed {seed})"
+        return f"{base.name} never reached {arm.name}'s final loss, even with {budgets[-1]:g} times the tokens (seed {seed})"
     return needed / own[-1][0]
 
 

@@ -50,7 +50,7 @@ class Price(Config):
 
 
 class Sweep(Config):
-    """A comparison."""
+    """What is compared with what, and how. `extends: FILE` takes over what another sweep says (see comparing.md)."""
 
     name: str
     """Results go to runs/compare/<name> unless --out names another folder than runs/compare."""

@@ -94,10 +94,8 @@ def predecessors(results: Found) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
-def kind(sentence: str) -> str:
-    """What a sentence does: it refuses, warns, or claims that something is saved or costs more."""
-    if ": no ratio" in sentence:
-        return "refusal"
-    if "on the edge of those tried" in sentence:
-        return "warning"
-    return "costs" if ": costs " in sentence else "saves"
+def spent(clock: Found) -> str:
+    """The seconds of all runs, and what they cost if there is a price."""
+    price, seconds = clock["price"], clock["seconds"]
+    money = f", {seconds / 3600 * price['per_hour']:,.2f} {price['currency']}" if price else ""
+    return f"All runs together took {seconds:,.0f} seconds of training{money}."
