@@ -47,7 +47,7 @@ def clock(course: Course) -> dict[str, Any]:
     return {
         "axes": {name: words for name, (_, words) in CLOCK.items()},
         "price": asdict(sweep.price) if sweep.price else None,
-        "seconds": round(course.seconds(), 1),
+        "seconds": round(sum(r.end.seconds for r in course.known if r.curve), 1),
         "arms": {
             name: {
                 "runs": [{"curve": [round(p.seconds, 3) for p in r.curve]} for r in _in_order(one)],

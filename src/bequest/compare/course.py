@@ -157,9 +157,10 @@ class Course:
                 for budget in self.sweep.pool[name].budgets:
                     yield lambda name=name, seed=seed, budget=budget: self.result(self.chosen(name, seed, budget))  # type: ignore[misc]
 
-    def seconds(self) -> float:
-        """Of training, in all runs that were looked at: those of the arms, of trials and of predecessors."""
-        return sum(result.end.seconds for result in self._results.values() if result.curve)
+    @property
+    def known(self) -> list[Result]:
+        """What has finished, as far as it was looked at: runs of arms, trials of learning rates, predecessors."""
+        return list(self._results.values())
 
     def expected(self) -> dict[str, list[int]]:
         """By arm the tokens of every run that the sweep will make, as far as can be said before learning rates are known."""

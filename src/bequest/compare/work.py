@@ -24,7 +24,7 @@ from ..types import BequestError, FolderError, Stopped
 from .course import Course
 from .runs import Run
 
-TICK, LOOK = 0.2, 2.0
+TICK, LOOK = 0.5, 2.0
 """Seconds between looks at own processes, and at runs that other processes work on."""
 
 
@@ -39,8 +39,7 @@ class Job:
 
     def progress(self) -> Mapping[str, Any]:
         """The newest line of training, empty before the first."""
-        lines = [line for line in metrics.read(self.run.folder / "metrics.jsonl") if "loss" in line]
-        return lines[-1] if lines else {}
+        return metrics.latest(self.run.folder / "metrics.jsonl")
 
 
 @dataclass

@@ -11,6 +11,9 @@ from ..files import replace_text
 from ..train.run import StageEnded, State, Stepped
 from ..types import FolderError
 
+TAIL = 1 << 16
+"""So many bytes at the end of a metrics file hold a line of training."""
+
 
 class Metrics:
     """Appends to the metrics file and tells whoever listens. An observer."""
@@ -41,6 +44,18 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises FolderError when another line is not one of ours.
     """
     return objects(path, _measured, cut=True)
+
+
+def latest(path: Path) -> dict[str, Any]:
+    """The newest line of training in a metrics file that is being written; empty before the first."""
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        whole = file.read().split(b"\n")[:-1]  # what follows the last line break is still being written
+    return next(
+        (json.loads(line) for line in reversed(whole[1:] or whole) if b'"loss"' in line and b'"lr"' in line), {}
+    )
 
 
 def objects(path: Path, ours: Callable[[dict[str, Any]], bool], cut: bool = False) -> list[dict[str, Any]]:
