@@ -146,6 +146,15 @@ def test_cost_of_another_arm_becomes_tokens(files, tmp_path):
     assert other.chosen("more", 0).tokens == 3072
 
 
+def test_a_predecessor_that_diverged_is_a_sentence(files, tmp_path):
+    found = course(files(), tmp_path)
+    found.ended = {("small", 0.01, 0, 1.0): math.inf}
+    with pytest.raises(
+        BequestError, match="arm ki: it needs small, which diverged; give that one lower learning rates"
+    ):
+        due(found)
+
+
 def test_runs_are_named_after_what_they_are(files, tmp_path, world):
     found = course(files(), tmp_path)
     run = found.run("scratch", 0.01, 0, 1.0)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..recipe import Recipe
 from ..types import RecipeError
@@ -107,28 +107,33 @@ class Course:
 
     def _made(self, arm: str, rate: float, seed: int, budget: float) -> Run:
         base = Path(self.sweep.recipe)
-        model = lambda other: str(self.result(self.chosen(other, seed)).run.folder / "checkpoint")
+        model = lambda other: str(self._good(other, seed).run.folder / "checkpoint")
         keys = replaced(self.sweep.settings(arm), model)
         recipe = runs.load(base, keys)
         keys |= {"seed": seed, "train.tokens": self._tokens(arm, seed, recipe, budget)}
-        if stored := self.sweep.stored(
-            arm
-        ):  # learning rates share what the teacher said; another seed is asked of other text
-            names = [name for name, spec in recipe.teachers.items() if spec.live]
-            place = runs.identity(runs.load(base, keys | {f"teachers.{name}.store": name for name in names}))
-            keys |= {f"teachers.{name}.store": str(self.root / "stores" / place / name) for name in names}
+        stored = [name for name, spec in recipe.teachers.items() if spec.live] if self.sweep.stored(arm) else []
+        if stored:  # learning rates share what the teachers said; another seed asks about other text
+            place = runs.identity(runs.load(base, keys | {f"teachers.{name}.store": name for name in stored}))
+            keys |= {f"teachers.{name}.store": str(self.root / "stores" / place / name) for name in stored}
         keys |= {"train.optimiser.lr": rate}
         keys |= {"name": f"{recipe.method['name']}-{runs.identity(runs.load(base, keys))}"}
         recipe = runs.load(base, keys)
         overrides = runs.assignments(keys)
-        return Run(arm, rate, seed, budget, recipe, base, overrides, stored, self.root / "runs" / recipe.name)
+        return Run(arm, rate, seed, budget, recipe, base, overrides, bool(stored), self.root / "runs" / recipe.name)
+
+    def _good(self, arm: str, seed: int) -> Result:
+        """An arm's result that another arm needs: it must have one."""
+        result = self.result(self.chosen(arm, seed))
+        if not result.curve:
+            raise RecipeError(f"it needs {arm}, which diverged; give that one lower learning rates")
+        return result
 
     def _tokens(self, arm: str, seed: int, recipe: Recipe, budget: float) -> int:
         """How many tokens a run sees: whole batches."""
         spec, batch = self.sweep.pool[arm], recipe.train.batch_tokens
         wanted = budget * recipe.train.tokens
         if spec.cost_of:
-            other, own = (self.result(self.chosen(name, seed)).end for name in (spec.cost_of, spec.like))
+            other, own = (self._good(name, seed).end for name in (spec.cost_of, spec.like))
             flops = other.counted_flops if spec.counted else other.all_flops
             if flops is None:
                 raise RecipeError(
@@ -142,20 +147,20 @@ class Course:
         found: dict[Path, Run] = {}
         for want in self._wants(arms):
             try:
-                want()
+                self.result(want())
             except Waiting as waiting:
                 found.setdefault(waiting.run.folder, waiting.run)
         return sorted(found.values(), key=lambda run: run.arm in arms)
 
-    def _wants(self, arms: Sequence[str]) -> Iterator[Callable[[], Any]]:
-        """Everything that must be known, as calls that raise Waiting for what is not."""
+    def _wants(self, arms: Sequence[str]) -> Iterator[Callable[[], Run]]:
+        """Every run that is needed, as calls that make it or raise Waiting for what must finish before."""
         for name in arms:
             tuner = next(n for n in self.sweep.likes(name) if self.sweep.pool[n].rates or not self.sweep.pool[n].like)
             for rate in self.sweep.pool[tuner].rates or self.sweep.rates:
-                yield lambda tuner=tuner, rate=rate: self.result(self.trial(tuner, rate))  # type: ignore[misc]
+                yield partial(self.trial, tuner, rate)
             for seed in self.sweep.seeds_of(name):
                 for budget in self.sweep.pool[name].budgets:
-                    yield lambda name=name, seed=seed, budget=budget: self.result(self.chosen(name, seed, budget))  # type: ignore[misc]
+                    yield partial(self.chosen, name, seed, budget)
 
     @property
     def known(self) -> list[Result]:

@@ -137,7 +137,7 @@ def replaced(value: Any, model: Callable[[str], str]) -> Any:
     return [replaced(inner, model) for inner in value] if isinstance(value, list) else value
 
 
-OWN = ("name", "seed", "train.optimiser.lr", "train.threads")
+OWN = ("name", "seed", "train.optimiser.lr")
 """Keys of a recipe that the sweep itself sets."""
 
 
