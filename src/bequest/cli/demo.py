@@ -89,9 +89,9 @@ def _recipes(texts: list[dict[str, Any]], out: Path, scale: float) -> dict[str, 
     small, large = {"hidden": 128, "layers": 3, "heads": 4}, {"hidden": 192, "layers": 5, "heads": 6}
     teacher = {"teacher": str(out / "predecessor" / "checkpoint")}
     return {
-        "predecessor": recipe("predecessor", small, {"name": "plain"}, 800_000, tokenizer={"train": {"vocab": 1024}}),
-        "scratch": recipe("scratch", large, {"name": "plain"}, 280_000, tokenizer={"load": teacher["teacher"]}),
-        "inherit": recipe("inherit", large, {"name": "ki", "shape": "wsd", "until": 1.0}, 280_000, teachers=teacher),
+        "predecessor": recipe("predecessor", small, {"name": "plain"}, 320_000, tokenizer={"train": {"vocab": 1024}}),
+        "scratch": recipe("scratch", large, {"name": "plain"}, 400_000, tokenizer={"load": teacher["teacher"]}),
+        "inherit": recipe("inherit", large, {"name": "ki", "shape": "wsd", "until": 0.5}, 400_000, teachers=teacher),
     }
 
 
