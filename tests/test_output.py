@@ -122,6 +122,12 @@ def test_only_the_last_line_of_the_fragment_knows_the_clock():
     assert two[-1] == f"By the clock: {words.spent(other)}"
 
 
+def test_many_intervals_come_with_a_warning():
+    for text in (page(*swept(12)), fragment(*swept(12))):
+        assert "11 arms against one baseline at 95%: if none differed, 0.6 would seem to by chance." in text
+    assert "by chance" not in fragment(*swept(2, confidence=None, seeds=[0]))
+
+
 def test_a_price_turns_seconds_into_money():
     clock = {"seconds": 7200.0, "price": {"per_hour": 2.5, "currency": "EUR"}}
     assert words.spent(clock) == "All runs together took 7,200 seconds of training, 5.00 EUR."

@@ -31,6 +31,8 @@ def _parts(results: Found, clock: Found) -> Iterator[str]:
     if results["sentences"]:
         yield from (f"- {_text(sentence['text'])}" for sentence in results["sentences"])
         yield ""
+    if chance := words.by_chance(results):
+        yield f"{chance}\n"
     said = "".join(f"{_text(sentence['text'])} " for sentence in clock["sentences"])
     yield f"By the clock: {said}{_text(words.spent(clock))}\n"
 

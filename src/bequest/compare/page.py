@@ -21,7 +21,7 @@ def page(results: Found, clock: Found) -> str:
         "question": f"<p>{escape(results['question'])}</p>" if results["question"] else "",
         "sentences": "".join(_said(results, clock)),
         "arms": _arms(results, clock),
-        "intervals": _intervals(results["confidence"]),
+        "intervals": _intervals(results),
         "rates": _rates(results),
         "predecessors": _predecessors(results),
         "command": escape(results["command"]),
@@ -44,10 +44,11 @@ def _said(results: Found, clock: Found) -> Iterator[str]:
     yield f"<p class=note>{escape(words.spent(clock))}</p>"
 
 
-def _intervals(confidence: float | None) -> str:
+def _intervals(results: Found) -> str:
+    confidence = results["confidence"]
     if confidence is None:
         return "No intervals were asked for."
-    return f"Under each mean stands its {confidence:.0%} interval over seeds (Student's t)."
+    return f"Under each mean stands its {confidence:.0%} interval over seeds (Student's t). {words.by_chance(results)}"
 
 
 def _arms(results: Found, clock: Found) -> str:

@@ -99,3 +99,14 @@ def spent(clock: Found) -> str:
     price, seconds = clock["price"], clock["seconds"]
     money = f", {seconds / 3600 * price['per_hour']:,.2f} {price['currency']}" if price else ""
     return f"All runs together took {seconds:,.0f} seconds of training{money}."
+
+
+def by_chance(results: Found) -> str:
+    """What a reader of many intervals should keep in mind; empty where there are none."""
+    if results["confidence"] is None:
+        return ""
+    others = len(results["arms"]) - 1
+    return (
+        f"{others} arm{'s' if others > 1 else ''} against one baseline at {results['confidence']:.0%}: if none differed, "
+        f"{others * (1 - results['confidence']):.1f} would seem to by chance."
+    )
