@@ -154,10 +154,11 @@ class Course:
 
     def _wants(self, arms: Sequence[str]) -> Iterator[Callable[[], Run]]:
         """Every run that is needed, as calls that make it or raise Waiting for what must finish before."""
-        for name in arms:
+        for name in arms:  # every arm's trials before any arm's seeds: most waits for them
             tuner = next(n for n in self.sweep.likes(name) if self.sweep.pool[n].rates or not self.sweep.pool[n].like)
             for rate in self.sweep.pool[tuner].rates or self.sweep.rates:
                 yield partial(self.trial, tuner, rate)
+        for name in arms:
             for seed in self.sweep.seeds_of(name):
                 for budget in self.sweep.pool[name].budgets:
                     yield partial(self.chosen, name, seed, budget)
