@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from bequest import config
 from bequest.compare import answer
 from bequest.compare.course import Tuned
-from bequest.compare.runs import Point, Result, Run
+from bequest.compare.outcome import Point, Result
+from bequest.compare.runs import Run
 from bequest.compare.sweep import Sweep
 
 POINTS, TOKENS = 40, 4_000_000
@@ -65,18 +66,18 @@ class Made:
         budget = budget or self.sweep.pool[name].budgets[0]
         folder = Path(f"runs/compare/runs/{name}-{seed}-{budget:g}")
         keys = ('method={"name": "ki"}', f"train.tokens={round(TOKENS * budget)}", f"seed={seed}")
-        recipe = SimpleNamespace(name=folder.name)
+        recipe = SimpleNamespace(name=folder.name, teachers={}, student=SimpleNamespace(load=""))
         return Run(name, 0.005, seed, budget, recipe, Path("recipes/first.yaml"), keys, name == "stored", folder)
 
     def result(self, run: Run) -> Result:
         help = 0.0 if run.arm in ("plain", "small") else HELP[run.arm]
         if math.isnan(help):
-            return Result(run, (), 0, {}, "", 0.0, None)
+            return Result(run, (), 0, {}, "", 0.0, None, {})
         trained = None if run.arm == "unknown" else 0.0 if run.arm in ("plain", "small") else 2e14
         harvest = 3e13 if run.arm == "stored" else 0.0
         curve = tuple(_point(run, (i + 1) / POINTS, help, trained, harvest) for i in range(POINTS))
         teachers = {} if run.arm in ("plain", "small") else {"teacher": 3.9}
-        return Result(run, curve, 1_234_567, teachers, "abc", harvest, trained)
+        return Result(run, curve, 1_234_567, teachers, "abc", harvest, trained, {})
 
 
 def _point(run: Run, way: float, help: float, trained: float | None, harvest: float) -> Point:
@@ -100,4 +101,5 @@ def _point(run: Run, way: float, help: float, trained: float | None, harvest: fl
 def swept(arms: int = 2, **changes: object) -> tuple[dict, dict]:
     """What answer.results and answer.clock say of it."""
     course = Made(sweep(arms, **changes))
-    return answer.results(course, Path("sweeps/made up.yaml")), answer.clock(course)
+    sides = answer.sides(course)
+    return answer.results(course, sides, Path("sweeps/made up.yaml")), answer.clock(course, sides)

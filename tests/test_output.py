@@ -157,6 +157,7 @@ def test_results_are_written(tmp_path):
     results, clock = swept()
     output.write(results, clock, tmp_path / "made-up")
     assert sorted(p.name for p in (tmp_path / "made-up").iterdir()) == [
+        ".lock",
         "clock.json",
         "fragment.md",
         "index.html",

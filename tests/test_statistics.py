@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from bequest.compare.course import Tuned
-from bequest.compare.runs import Point, Result
+from bequest.compare.outcome import Point, Result
 from bequest.compare.side import AXES, Side, against, ceiling
 from bequest.compare.statistics import Interval, cost_at, interval, loss_at, power
 
@@ -25,7 +25,7 @@ def result(losses: dict[float, float], teacher: float | None = None, teaching=0.
         Point(t, t, t * (1 + teaching), None if training is None else t * (1 + teaching) + training, t, loss)
         for t, loss in losses.items()
     )
-    return Result(None, curve, 1, {} if teacher is None else {"teacher": teacher}, "causal x", 0.0, training)
+    return Result(None, curve, 1, {} if teacher is None else {"teacher": teacher}, "causal x", 0.0, training, {})
 
 
 def side(name: str, *seeds: dict[float, dict[float, float]], **more) -> Side:
@@ -81,6 +81,9 @@ def test_power_is_how_often_zero_is_left_out():
     step = spread * math.sqrt(1.0)  # three values with exactly this spread
     assert power(effect, [-step, 0.0, step], 0.95) == pytest.approx(seen, abs=0.03)
     assert power(effect, [0.1, 0.1, 0.1], 0.95) == 1.0
+    for _ in range(300):
+        spread = 10 ** rng.uniform(-6, 2)
+        assert 0 <= power(0.1625, [rng.gauss(0, spread) for _ in range(rng.randrange(2, 6))], 0.95) <= 1
 
 
 @pytest.mark.parametrize("way", ["ladder", "within"])
@@ -180,15 +183,42 @@ def test_no_ratio_inside_the_noise():
 
 
 def test_no_ratio_of_a_run_that_diverged_or_of_one_shared_seed():
-    broken = Side("arm", Tuned(1e-2), {0: {1.0: Result(None, (), 0, {}, "", 0.0, None)}})
+    broken = Side("arm", Tuned(1e-2), {0: {1.0: Result(None, (), 0, {}, "", 0.0, None, {})}})
     assert "diverged" in against(broken, ladder(0.0, 0.0), TOKENS, 0.95).refusal
     assert "share 1 seed" in against(ends(law(1.2)), ladder(0.0, 0.0), TOKENS, 0.95).refusal
     assert against(ends(law(1.2)), ladder(0.0, 0.0), TOKENS, None).ratio.low is None
+
+
+def test_an_arm_that_is_the_baseline_gets_no_ratio():
+    base = ladder(0.0, 0.01)
+    same = side("same", *[{1.0: {100.0: law(1.0) + shift}} for shift in (0.0, 0.01)])
+    for axis in (TOKENS, STUDENT, ALL, COUNTED):
+        verdict = against(same, base, axis, 0.95)
+        assert "inside the noise" in verdict.refusal
+        assert verdict.ratio == Interval(1.0, 1.0, 1.0)
+        assert verdict.gap.mean == 0.0
+    longer = Side("longer", Tuned(1e-2), ends(law(1.2), law(1.2)).runs, is_baseline=True)
+    verdict = against(longer, base, TOKENS, 0.95)
+    assert "it is scratch with another budget" in verdict.refusal
+    assert verdict.gap is not None
+
+
+def test_within_a_run_the_target_counts_as_reached_where_it_is_kept():
+    base = side("scratch", {1.0: {100.0: 4.5}}, {1.0: {100.0: 4.5}})
+    arm = side("arm", *[{1.0: {10.0: 5.0, 20.0: 4.4, 50.0: 4.8, 100.0: 4.45}}] * 2)
+    assert against(arm, base, TOKENS, 0.95).ratio.mean < 1.3
+
+
+def test_huge_intervals_do_not_overflow():
+    arm = ends(law(0.55), law(1.9))
+    assert against(arm, ladder(0.0, 0.0), TOKENS, 0.9999999).ratio.high > 1e100
 
 
 def test_ceiling_is_a_start_at_the_teachers_loss():
     base = ladder(0.0, 0.0, budgets=(1.0, 0.25, 0.5, 2.0))
     arm = ends(law(1.0), law(1.0), teacher=law(0.5))
     assert ceiling(arm, base, TOKENS) == pytest.approx(2.0)
+    trained = ends(law(1.0), law(1.0), teacher=law(0.5), training=50.0)
+    assert ceiling(trained, base, COUNTED) == pytest.approx(1.0)
     assert ceiling(ends(law(1.0)), base, TOKENS) is None
     assert ceiling(ends(law(1.0), teacher=law(0.1)), base, TOKENS) is None

@@ -6,9 +6,9 @@ import math
 import pytest
 from conftest import SHARED, sentences, write_jsonl  # noqa: F401
 
-from bequest.compare import fair, runs, sweep
+from bequest.compare import answer, fair, sweep
 from bequest.compare.course import Course, Waiting
-from bequest.compare.runs import Point, Result
+from bequest.compare.outcome import Point, Result, finished
 from bequest.types import BequestError, FolderError
 
 
@@ -48,7 +48,7 @@ class Imagined(Course):
         if loss is None:
             raise Waiting(run)
         curve = () if loss == math.inf else (Point(run.tokens, 1e3 * run.tokens, 1.1e3 * run.tokens, None, 1.0, loss),)
-        return Result(run, curve, 1, {}, "causal", 0.0, None)
+        return Result(run, curve, 1, {}, "causal", 0.0, None, {})
 
 
 def course(path, tmp_path, **ended):
@@ -142,7 +142,7 @@ def test_cost_of_another_arm_becomes_tokens(files, tmp_path):
     found.ended["scratch", 0.01, 0, 1.0] = 3.5
     assert found.chosen("more", 0).tokens == 1536
     found.result = lambda run: Result(
-        run, (Point(1536, 1, 2e3 if run.arm == "ki" else 1e3, None, 1, 1),), 1, {}, "", 0, None
+        run, (Point(1536, 1, 2e3 if run.arm == "ki" else 1e3, None, 1, 1),), 1, {}, "", 0, None, {}
     )
     other = course(files(arms=arms), tmp_path)
     other.result = found.result
@@ -195,6 +195,17 @@ MISTAKES = {
     "the baseline 'plain' is no arm": {"baseline": "plain"},
     "nothing to compare": {"arms": {"scratch": {}}},
     "one seed gives no intervals": {"seeds": [3]},
+    "seeds must be different": {"seeds": [], "confidence": None},
+    "seeds must be different numbers": {"seeds": [1, 1, 2]},
+    "that scratch has too": {"seeds": [0, 1], "arms": {"scratch": {}, "ki": {"seeds": [1, 2]}}},
+    "names the arm ''": {"arms": {"scratch": {}, "ki": {"set": {"teachers.teacher.load": "arm:"}}}},
+    "'small' is both an arm and a predecessor": {"arms": {"scratch": {}, "small": {}}},
+    "predecessors must be a mapping": {"predecessors": 3},
+    "there is no sweep nowhere.yaml to extend": {"extends": "nowhere.yaml"},
+    "has train.optimiser.lr, which is the sweep's own: give rates": {
+        "arms": {"scratch": {}, "ki": {"set": {"train.optimiser": {"lr": 0.1}}}}
+    },
+    "cannot be a folder's name": {"name": "a" * 300},
     "arms.ki: one seed gives no intervals": {"arms": {"scratch": {}, "ki": {"seeds": [1]}}},
     "rates must be different": {"rates": [0.1, 0.1]},
     "names the arm 'scrtch', which is not there; did you mean 'scratch'": {
@@ -210,7 +221,7 @@ MISTAKES = {
     },
     "cost_of needs like": {"arms": {"scratch": {}, "ki": {"cost_of": "scratch"}}},
     "counted has no meaning": {"arms": {"scratch": {}, "ki": {"counted": True}}},
-    "budgets must be different": {"arms": {"scratch": {"budgets": [1, 1]}, "ki": {}}},
+    "budgets must be one number or several different ones": {"arms": {"scratch": {"budgets": [1, 1]}, "ki": {}}},
     "arms.a/b cannot be a name": {"arms": {"scratch": {}, "a/b": {}}},
     "name '../x' cannot be a folder's name": {"name": "../x"},
     "unknown key 'arms.ki.sets'; did you mean 'arms.ki.set'": {"arms": {"scratch": {}, "ki": {"sets": {}}}},
@@ -246,16 +257,38 @@ def unfair(world, tmp_path):
         "unknown key 'student.layer'": {"student.layer": 2},
         "unknown key 'method.untl'": {"method": {"name": "ki", "untl": 1}, "teachers.teacher.load": other},
         "needs a teacher": {"method": {"name": "ki"}},
+        "there is no model at": {"method": {"name": "ki"}, "teachers.teacher.load": "./nowhere/checkpoint"},
     }
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_arms_that_cannot_be_compared_are_refused_before_any_run(files, world, tmp_path, number):
     sentence, changes = list(unfair(world, tmp_path).items())[number]
     found = sweep.load(files(arms={"scratch": {}, "ki": {"set": changes}}))
     with pytest.raises(BequestError, match=sentence) as caught:
         fair.require(found)
     assert "ki" in str(caught.value)
+
+
+def test_stored_needs_a_teacher(files):
+    found = sweep.load(files(arms={"scratch": {}, "ki": {"stored": True}}))
+    with pytest.raises(BequestError, match="arm ki: stored needs a teacher"):
+        fair.require(found)
+
+
+def test_an_average_of_arms_has_their_vocabulary(files, world, tmp_path):
+    teachers = {"teachers.mean.ensemble": {"one": 1.0}, "teachers.one.load": "arm:small"}
+    found = sweep.load(files(arms={"scratch": {}, "ki": {"set": teachers}}))
+    fair.require(found)
+
+
+def test_a_sweep_that_cannot_be_read_says_so_once(files, tmp_path):
+    with pytest.raises(BequestError, match="cannot read the sweep") as caught:
+        sweep.load(tmp_path / "none.yaml")
+    assert len(caught.value.problems) == 1
+    with pytest.raises(BequestError, match="cannot read the recipe nowhere") as caught:
+        fair.require(sweep.load(files(recipe="nowhere.yaml")))
+    assert len(caught.value.problems) == 1
 
 
 def test_bits_per_byte_compare_vocabularies(files, world, tmp_path):
@@ -273,17 +306,109 @@ def test_a_source_must_be_named_where_there_are_several(files, world):
         fair.source_of(sweep.load(files(arms=arms, source="three")))
 
 
+def good(found, run, world):
+    """A finished run, made in this process."""
+    from bequest.job.train import train
+
+    train(run.recipe, run.folder)
+    return finished(run, "loss", "one")
+
+
+def test_a_finished_run_may_lie_elsewhere(files, tmp_path, world):
+    found = course(files(), tmp_path)
+    run = found.run("scratch", 0.01, 0, 1.0)
+    first = good(found, run, world)
+    assert first.end.tokens == run.tokens
+    moved = write_jsonl(tmp_path / "moved.jsonl", sentences(1, 200))
+    same = files(file="b.yaml", arms={"one": {"set": {"data.train.0.path": str(moved)}}, "two": {}}, baseline="one")
+    again = course(same, tmp_path).run("one", 0.01, 0, 1.0)
+    assert finished(again, "loss", "one").curve == first.curve
+
+
+def spoil(path, how):
+    text = path.read_text()
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        lines = text.splitlines(keepends=True)
+        path.write_text("".join(lines[: len(lines) // 2]) if len(lines) > 3 else text[: len(text) // 2])
+    else:
+        path.write_text(how(text))
+
+
+DAMAGE = {
+    "metrics.jsonl": ["cut", "gone", lambda text: text.replace('"valid": {', '"valid": null, "x": {')],
+    "lineage.json": ["cut", "gone", lambda text: "{}", lambda text: "null"],
+    "summary.json": [
+        "cut",
+        lambda text: text.replace('"harvest_flops": 0', '"harvest_flops": null'),
+        lambda text: text.replace('"teachers"', '"teacher"'),
+        lambda text: text.replace('"student_parameters"', '"parameters"'),
+    ],
+    "recipe.yaml": ["cut", lambda text: "nothing"],
+}
+
+
+@pytest.mark.parametrize(("name", "number"), [(name, n) for name in DAMAGE for n in range(len(DAMAGE[name]))])
+def test_a_damaged_run_folder_is_a_sentence(files, tmp_path, world, name, number):
+    found = course(files(), tmp_path)
+    run = found.run("scratch", 0.01, 0, 1.0)
+    good(found, run, world)
+    spoil(run.folder / name, DAMAGE[name][number])
+    with pytest.raises(BequestError, match=r"damaged|not a run folder|belongs to another|YAML"):
+        finished(run, "loss", "one")
+
+
 def test_a_folder_of_another_recipe_is_refused(files, tmp_path, world):
     found = course(files(), tmp_path)
     run = found.run("scratch", 0.01, 0, 1.0)
     world.run(run.folder, {"name": "plain"}, seed=9)
     with pytest.raises(FolderError, match="belongs to another recipe"):
-        runs.finished(run, "loss", "one")
+        finished(run, "loss", "one")
 
 
 def test_a_run_that_diverged_is_finished_and_worse_than_any(files, tmp_path):
     run = course(files(), tmp_path).run("scratch", 0.01, 0, 1.0)
     run.folder.mkdir(parents=True)
-    assert runs.finished(run, "loss", "one") is None
+    assert finished(run, "loss", "one") is None
     (run.folder / "diverged.json").write_text("{}")
-    assert runs.finished(run, "loss", "one").loss == math.inf
+    assert finished(run, "loss", "one").loss == math.inf
+
+
+def answered(files, tmp_path, arms, losses):
+    """The sentences of a sweep whose runs end at these losses at seeds 0 and 1, by arm."""
+    found = course(files(arms=arms, rates=[0.01], seeds=[0, 1]), tmp_path)
+    found.ended = {("small", 0.01, 0, 1.0): 3.2}
+    found.ended |= {(arm, 0.01, seed, 1.0): loss + seed / 100 for arm, loss in losses.items() for seed in (0, 1)}
+    said = answer.results(found, answer.sides(found), tmp_path / "a.yaml")["sentences"]
+    return {arm: [(s["kind"], s["text"]) for s in said if s["arm"] == arm] for arm in arms}
+
+
+def test_an_arm_that_begins_with_a_predecessors_weights_is_held_to_its_loss(files, tmp_path):
+    arms = {"scratch": {}, "warm": {"set": {"student": {"load": "arm:small"}}}}
+    said = answered(files, tmp_path, arms, {"scratch": 3.3, "warm": 3.2})
+    assert said["warm"] == [
+        (
+            "refusal",
+            "warm: no ratio: the predecessor's own loss, 3.2000, is already as good as the 3.3050 to be reached.",
+        )
+    ]
+
+
+def test_what_is_not_known_of_a_predecessor_is_said(files, tmp_path):
+    arms = {"scratch": {}, "ki": {"set": {"method": {"name": "ki"}, "teachers.teacher.load": "arm:small"}}}
+    said = answered(files, tmp_path, arms, {"scratch": 3.3, "ki": 3.1})
+    assert said["ki"][0][0] == "warning"
+    assert "how good its predecessor is on this text is not known" in said["ki"][0][1]
+
+
+def test_an_arm_at_the_cost_of_another_is_held_against_that_one(files, tmp_path):
+    arms = {
+        "scratch": {},
+        "ki": {"set": {"method": {"name": "ki"}, "teachers.teacher.load": "arm:small"}},
+        "more": {"like": "scratch", "cost_of": "ki"},
+    }
+    said = answered(files, tmp_path, arms, {"scratch": 3.3, "ki": 3.1, "more": 3.2})
+    assert said["more"][0] == ("note", "more: at the cost of ki it ends +0.1000 (+0.1000 to +0.1000) from it: worse.")
+    assert said["more"][1][0] == "refusal"
+    assert "it is scratch with another budget" in said["more"][1][1]

@@ -41,20 +41,20 @@ class Config:
 C = TypeVar("C", bound=Config)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """The mapping in a YAML file; `what` it is said to be in errors.
 
     Raises RecipeError when the file is missing or is not a YAML mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; give the path of a YAML file") from None
+        raise RecipeError(f"cannot read the {what} {path}: {error.strerror}; give the path of a YAML file") from None
     except UnicodeDecodeError:
-        raise RecipeError(f"the recipe {path} is not UTF-8 text; give the path of a YAML file") from None
+        raise RecipeError(f"the {what} {path} is not UTF-8 text; give the path of a YAML file") from None
     found = parse(text, str(path))
     if not isinstance(found, dict):
-        raise RecipeError(f"{path}: a recipe is a YAML mapping of keys to values, but this is {_kind(found)}")
+        raise RecipeError(f"{path}: a {what} is a YAML mapping of keys to values, but this is {_kind(found)}")
     return found
 
 

@@ -29,11 +29,19 @@ class BequestError(Exception):
 
     def __str__(self) -> str:
         first, *more = self.args
-        return f"{first} (and {len(more)} more; bequest check lists them all)" if more else str(first)
+        return f"{first} (and {len(more)} more{self.listed})" if more else str(first)
+
+    listed = "; bequest check lists them all"
 
 
 class RecipeError(BequestError):
     """The recipe, or an override of it, cannot be used."""
+
+
+class SweepError(BequestError):
+    """The sweep cannot be used."""
+
+    listed = ""
 
 
 class DataError(BequestError):

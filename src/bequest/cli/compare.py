@@ -26,9 +26,12 @@ def command(path: Path, out: Path, jobs: int | None, index: int | None) -> None:
     with Progress(course, count) as progress:
         Workshop(course, count, progress, progress.finished).work(mine)
     if course.due(arms):
-        print(f"the runs of {', '.join(mine)} are done; bequest compare {path} does the others and writes the results")
+        print(
+            f"the runs of {', '.join(mine) or 'no arm'} are done; bequest compare {path} does the others and writes the results"
+        )
         return
-    found, clock = answer.results(course, path), answer.clock(course)
+    sides = answer.sides(course)
+    found, clock = answer.results(course, sides, path), answer.clock(course, sides)
     folder = out / sweep.name
     output.write(found, clock, folder)
     for sentence in [*found["sentences"], *clock["sentences"]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,22 @@ from typing import Any
 from .. import config
 from ..types import FolderError
 from .course import Course
-from .runs import Point, Result
+from .outcome import Point, Result
 from .side import AXES, CLOCK, Axis, Side, Verdict, against, ceiling, side
 from .statistics import Interval, interval
 from .sweep import Sweep, references
 
+Sides = Mapping[str, Side]
 
-def results(course: Course, path: Path) -> dict[str, Any]:
+
+def sides(course: Course) -> Sides:
+    """The arms of a sweep whose runs have all finished."""
+    return {name: side(course, name) for name in course.sweep.arms}
+
+
+def results(course: Course, sides: Sides, path: Path) -> dict[str, Any]:
     """Everything but time: arms, runs, final losses, verdicts, sentences. `path` is the sweep's file."""
     sweep = course.sweep
-    sides = {name: side(course, name) for name in sweep.arms}
     _require_one_measure(sweep, sides)
     base = sides[sweep.baseline]
     return {
@@ -35,19 +41,19 @@ def results(course: Course, path: Path) -> dict[str, Any]:
         "axes": {name: words for name, (_, words) in AXES.items()},
         "arms": {name: _arm(one, base, sweep, AXES) for name, one in sides.items()},
         "predecessors": {name: _predecessor(course, name) for name in _taught_by(sweep)},
-        "sentences": [s for one in sides.values() for s in sentences(one, base, sweep, AXES)],
+        "sentences": [
+            s for one in sides.values() for s in (*remarks(one, sides, sweep), *sentences(one, base, sweep, AXES))
+        ],
     }
 
 
-def clock(course: Course) -> dict[str, Any]:
+def clock(course: Course, sides: Sides) -> dict[str, Any]:
     """Seconds, and money if the sweep has a price: verdicts, curves and sums."""
-    sweep = course.sweep
-    sides = {name: side(course, name) for name in sweep.arms}
-    base = sides[sweep.baseline]
+    sweep, base = course.sweep, sides[course.sweep.baseline]
     return {
         "axes": {name: words for name, (_, words) in CLOCK.items()},
         "price": asdict(sweep.price) if sweep.price else None,
-        "seconds": round(sum(r.end.seconds for r in course.known if r.curve), 1),
+        "seconds": round(_seconds(course.known), 1),
         "arms": {
             name: {
                 "runs": [{"curve": [round(p.seconds, 3) for p in r.curve]} for r in _in_order(one)],
@@ -59,7 +65,14 @@ def clock(course: Course) -> dict[str, Any]:
     }
 
 
-def _require_one_measure(sweep: Sweep, sides: Mapping[str, Side]) -> None:
+def _seconds(known: Iterable[Result]) -> float:
+    """Of all training that came to its end, and of every harvest once."""
+    good = [result for result in known if result.curve]
+    harvests = {store: seconds for result in good for store, seconds in result.harvests.items()}
+    return sum(r.end.seconds - sum(r.harvests.values()) for r in good) + sum(harvests.values())
+
+
+def _require_one_measure(sweep: Sweep, sides: Sides) -> None:
     """Losses per token mean the same only under one tokenizer and objective: the runs themselves say which."""
     found = {name: {r.measured_in for r in one.finals if r.curve} for name, one in sides.items()}
     base = found[sweep.baseline]
@@ -156,14 +169,35 @@ def _predecessor(course: Course, name: str) -> dict[str, Any]:
     }
 
 
-def sentences(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis, str]]) -> Iterator[dict[str, str]]:
-    """What may be said of an arm, and what may not: {arm, kind, text}, kind being saves, costs, refusal or warning."""
-    if one.tuned.on_edge and one.tuned.of == one.name and axes is AXES:
+def remarks(one: Side, sides: Sides, sweep: Sweep) -> Iterator[dict[str, str]]:
+    """What a reader should know of an arm besides its verdicts: {arm, kind, text}, kind being warning or note."""
+    if one.tuned.on_edge and one.tuned.of == one.name:
         text = (
             f"{one.name}: its best learning rate {one.tuned.rate:g} is on the edge of those tried, so that a better one may "
             "exist; do not read its results as the arm's best."
         )
         yield {"arm": one.name, "kind": "warning", "text": text}
+    if one.predecessor_unknown:
+        text = f"{one.name}: how good its predecessor is on this text is not known; it may have been as good already."
+        yield {"arm": one.name, "kind": "warning", "text": text}
+    other = sides.get(sweep.pool[one.name].cost_of)
+    shared = [seed for seed in one.runs if other and seed in other.runs]
+    if other and len(shared) > 1 and not one.diverged and not other.diverged:
+        gap = interval([one.final(seed).loss - other.final(seed).loss for seed in shared], sweep.confidence)
+        told = (
+            "as far as can be told, no better and no worse" if sweep.confidence and gap.holds(0.0) else _apart(gap.mean)
+        )
+        ends = "" if gap.low is None else f" ({gap.low:+.4f} to {gap.high:+.4f})"
+        text = f"{one.name}: at the cost of {other.name} it ends {gap.mean:+.4f}{ends} from it: {told}."
+        yield {"arm": one.name, "kind": "note", "text": text}
+
+
+def _apart(gap: float) -> str:
+    return "better" if gap < 0 else "worse"
+
+
+def sentences(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis, str]]) -> Iterator[dict[str, str]]:
+    """What may be said of an arm against the baseline, and what may not; kind is saves, costs or refusal."""
     if one.name == base.name:
         return
     said: dict[tuple[str, str], list[str]] = {}

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ..recipe import Recipe
 from ..types import RecipeError
-from . import runs
-from .runs import Result, Run
+from . import fair, runs
+from .outcome import Result, finished
+from .runs import Run
 from .sweep import Sweep, replaced
 
 EXTENSIONS = 2
@@ -62,7 +63,7 @@ class Course:
         Raises Waiting while it is not finished.
         """
         if run.folder not in self._results:
-            found = runs.finished(run, self.sweep.measure, self.source)
+            found = finished(run, self.sweep.measure, self.source)
             if found is None:
                 raise Waiting(run)
             self._results[run.folder] = found
@@ -171,11 +172,10 @@ class Course:
     def expected(self) -> dict[str, list[int]]:
         """By arm the tokens of every run that the sweep will make, as far as can be said before learning rates are known."""
         found: dict[str, list[int]] = {}
-        recipe = runs.load(Path(self.sweep.recipe), {})
         for name in self.sweep.needed(tuple(self.sweep.arms)):
             spec = self.sweep.pool[name]
             trials = 0 if spec.like and not spec.rates else len(spec.rates or self.sweep.rates) - 1
             budgets = [spec.budgets[0]] * trials + [b for _ in self.sweep.seeds_of(name) for b in spec.budgets]
-            tokens = int(self.sweep.settings(name).get("train.tokens", recipe.train.tokens))
+            tokens = fair.draft(self.sweep, name).train.tokens
             found[name] = [round(tokens * budget) for budget in budgets]
         return found

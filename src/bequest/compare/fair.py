@@ -9,9 +9,10 @@ from typing import Any
 from .. import config
 from ..data import source
 from ..files import sampled
-from ..job.prepare import find_method, find_tokenizer
+from ..job.prepare import find_method, find_tokenizer, models_of
+from ..model import build
 from ..recipe import Recipe
-from ..types import BequestError, RecipeError
+from ..types import BequestError, RecipeError, SweepError
 from . import runs
 from .sweep import Sweep, references
 
@@ -19,17 +20,28 @@ from .sweep import Sweep, references
 def require(sweep: Sweep) -> None:
     """Raises RecipeError with a sentence for every arm whose recipe is wrong or whose losses cannot be compared with the baseline's."""
     drafts: dict[str, Recipe] = {}
+    config.read(Path(sweep.recipe))  # if it cannot be read, no arm need say so
     found = []
     for name in sweep.needed(tuple(sweep.arms)):
         try:
             drafts[name] = draft(sweep, name)
             find_method(drafts[name])
-        except RecipeError as error:
+            _require_models(sweep, name, drafts[name])
+        except BequestError as error:
             found += [f"arm {name}: {problem}" for problem in error.problems]
     if not found:
         found = list(_unlike(sweep, drafts))
     if found:
-        raise RecipeError(*found)
+        raise SweepError(*found)
+
+
+def _require_models(sweep: Sweep, name: str, recipe: Recipe) -> None:
+    """Raises ModelError for a model that is nowhere, RecipeError for stores without teachers."""
+    for spec in models_of(recipe).values():
+        if not references(spec.load):
+            build.config_of(spec.load, spec.remote_code)
+    if sweep.stored(name) and not any(spec.live for spec in recipe.teachers.values()):
+        raise RecipeError("stored needs a teacher whose answers can be kept; give teachers.teacher.load")
 
 
 def draft(sweep: Sweep, name: str) -> Recipe:
@@ -51,7 +63,7 @@ def source_of(sweep: Sweep) -> str:
         if sweep.source
         else "there is held-out text of several sources"
     )
-    raise RecipeError(f"{wrong}; give source: one of {', '.join(there)}")
+    raise SweepError(f"{wrong}; give source: one of {', '.join(there)}")
 
 
 def _unlike(sweep: Sweep, drafts: dict[str, Recipe]) -> Iterator[str]:
@@ -93,11 +105,8 @@ def _vocabulary(sweep: Sweep, name: str, drafts: dict[str, Recipe]) -> Any:
     if recipe.tokenizer and recipe.tokenizer.train:
         texts = [source.identity(text) for text in recipe.data.train]
         return config.encode(recipe.tokenizer), texts, recipe.data.valid_fraction, recipe.data.objective
-    given = (
-        recipe.tokenizer.load
-        if recipe.tokenizer
-        else next((t.load for t in recipe.teachers.values()), recipe.student.load)
-    )
+    loads = [spec.load for spec in recipe.teachers.values() if not spec.store]
+    given = recipe.tokenizer.load if recipe.tokenizer else next(filter(None, loads), recipe.student.load)
     if others := references(given):
         return _vocabulary(sweep, others[0], drafts)
     try:

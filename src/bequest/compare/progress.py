@@ -13,7 +13,8 @@ from rich.text import Text
 
 from ..report.progress import console
 from .course import Course
-from .runs import Result, Run
+from .outcome import Result
+from .runs import Run
 from .work import Job
 
 

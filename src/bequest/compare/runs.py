@@ -1,4 +1,4 @@
-"""The runs of a sweep: recipe, place and identity of each, and what a finished one says.
+"""The runs of a sweep: recipe, place and identity of each.
 
 A run's folder is named after what the run is (recipe, text, predecessors), so that sweeps share runs by themselves.
 """
@@ -6,7 +6,6 @@ A run's folder is named after what the run is (recipe, text, predecessors), so t
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,9 @@ from .. import sense
 from ..config import chosen, fingerprint
 from ..data import source
 from ..files import sampled
-from ..job import folder
-from ..job.prepare import completed, find_method, resolved
+from ..job.prepare import find_method
 from ..job.stores import model_identity
-from ..job.teach import seconds_file
 from ..recipe import Recipe
-from ..report import record
-from ..types import FolderError
 
 FREE = ("name", "trackers", "train.threads", "train.keep", "train.save_every_tokens", "train.log_every_steps")
 """What changes no bit of a run."""
@@ -59,46 +54,6 @@ class Run:
         return f"{self.arm}{budget}, rate {self.rate:g}, seed {self.seed}"
 
 
-@dataclass(frozen=True)
-class Point:
-    """A validation: what had been spent when it was made, and what it found."""
-
-    tokens: int
-    student_flops: float
-    all_flops: float
-    """With the teachers' forward passes and the whole harvest of their stores."""
-    counted_flops: float | None
-    """With what predecessors cost to train; None where that is unknown."""
-    seconds: float
-    """Of training steps, and of the harvest."""
-    loss: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run says. A diverged one has no curve."""
-
-    run: Run
-    curve: tuple[Point, ...]
-    parameters: int
-    teachers: Mapping[str, float]
-    """How well each live predecessor does on the same held-out text."""
-    measured_in: str
-    harvest_flops: float
-    training_flops: float | None
-    """Of all predecessors together."""
-
-    @property
-    def loss(self) -> float:
-        """At the end; infinite for a run that diverged."""
-        return self.curve[-1].loss if self.curve else math.inf
-
-    @property
-    def end(self) -> Point:
-        """The last validation."""
-        return self.curve[-1]
-
-
 def assignments(keys: Mapping[str, Any]) -> tuple[str, ...]:
     """Overrides as the command line takes them."""
     return tuple(f"{key}={json.dumps(value)}" for key, value in keys.items())
@@ -125,59 +80,6 @@ def identity(recipe: Recipe) -> str:
         own = Path(recipe.tokenizer.load) / "tokenizer.json"
         found["tokenizer"]["load"] = sampled(own) if own.is_file() else recipe.tokenizer.load
     return fingerprint(found)
-
-
-def finished(run: Run, measure: str, source_name: str) -> Result | None:
-    """What a run says, None while it is not finished.
-
-    Raises FolderError when its folder belongs to another recipe or is damaged.
-    """
-    ended = folder.summary(run.folder)
-    diverged = (run.folder / "diverged.json").exists()
-    if not ended and not diverged:
-        return None
-    old = folder.recorded(run.folder)
-    if old:
-        folder.refuse_changes(run.folder, completed(old), resolved(run.recipe, find_method(run.recipe)))
-    if not ended:
-        return Result(run, (), 0, {}, "", 0.0, None)
-    found = record.read(run.folder)
-    trained = predecessors_flops(found.lineage)
-    harvest, waited = ended["harvest_flops"], harvest_seconds(run.recipe)
-    curve = tuple(_point(line, measure, source_name, harvest, trained, waited) for line in found.validations)
-    if not curve:
-        raise FolderError(f"{run.folder} is finished but holds no validation; delete the folder and compare again")
-    teachers = {name: valid[source_name][measure] for name, valid in ended["teachers"].items() if source_name in valid}
-    return Result(run, curve, ended["student_parameters"], teachers, found.lineage["measured in"], harvest, trained)
-
-
-def _point(
-    line: Mapping[str, Any], measure: str, source_name: str, harvest: float, trained: float | None, waited: float
-) -> Point:
-    student, all_in = line["student_flops"], line["student_flops"] + line["teacher_flops"] + harvest
-    counted = None if trained is None else all_in + trained
-    loss = line["valid"][source_name][measure]
-    return Point(line["tokens"], student, all_in, counted, line["seconds"] + waited, loss)
-
-
-def predecessors_flops(lineage: Mapping[str, Any]) -> float | None:
-    """What all the predecessors in a lineage cost to train, each counted once; None where one does not say."""
-    found: dict[str, float | None] = {}
-
-    def visit(member: Mapping[str, Any]) -> None:
-        for one in member["predecessors"]:
-            found[fingerprint({k: one.get(k) for k in ("name", "parameters", "tokens", "flops")})] = one.get("flops")
-            visit(one)
-
-    visit(lineage)
-    known = [flops for flops in found.values() if flops is not None]
-    return sum(known) if len(known) == len(found) else None
-
-
-def harvest_seconds(recipe: Recipe) -> float:
-    """How long the harvests of a recipe's stores took."""
-    notes = (seconds_file(spec.store) for spec in recipe.teachers.values() if spec.store)
-    return sum(sum(map(float, note.read_text().split())) for note in notes if note.exists())
 
 
 def load(base: Path, keys: Mapping[str, Any]) -> Recipe:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .course import Course, Tuned
-from .runs import Point, Result
+from .outcome import Point, Result
 from .statistics import Curve, Interval, cost_at, interval, loss_at, power
+from .sweep import references
 
 SAVING = 0.15
 """Where nothing can be told, the chance is given with which this much would have been told."""
@@ -35,6 +36,8 @@ class Side:
     tuned: Tuned
     runs: Mapping[int, Mapping[float, Result]]
     """By seed and budget, the arm's own order."""
+    is_baseline: bool = False
+    """Whether only budgets tell it from the baseline."""
 
     def final(self, seed: int) -> Result:
         """The arm's result at a seed."""
@@ -54,6 +57,13 @@ class Side:
     def has_ladder(self) -> bool:
         """Whether it was trained with several budgets."""
         return all(len(budgets) > 1 for budgets in self.runs.values())
+
+    @property
+    def predecessor_unknown(self) -> bool:
+        """Whether it learns from models of which nobody knows how good they are on the held-out text."""
+        recipes = [result.run.recipe for result in self.finals if not result.teachers]
+        asked = [spec for recipe in recipes for spec in recipe.teachers.values() if spec.control != "uniform"]
+        return bool(asked) or any(recipe.student.load for recipe in recipes)
 
     def teacher(self) -> float | None:
         """The best of its predecessors on the held-out text, the mean over seeds; None where none is known."""
@@ -80,15 +90,17 @@ def _curve(points: list[Point] | tuple[Point, ...], axis: Axis) -> Curve | None:
 
 def side(course: Course, name: str) -> Side:
     """An arm whose runs have all finished."""
-    budgets = course.sweep.pool[name].budgets
-    return Side(
-        name,
-        course.tuned(name),
-        {
-            seed: {budget: course.result(course.chosen(name, seed, budget)) for budget in budgets}
-            for seed in course.sweep.seeds_of(name)
-        },
-    )
+    sweep = course.sweep
+    budgets, settings = sweep.pool[name].budgets, sweep.settings(name)
+    begins = [other for key, value in settings.items() if key.startswith("student") for other in references(value)]
+
+    def result(seed: int, budget: float) -> Result:
+        found = course.result(course.chosen(name, seed, budget))
+        first = {other: course.result(course.chosen(other, seed)).loss for other in begins}
+        return replace(found, teachers={**found.teachers, **first})
+
+    runs = {seed: {budget: result(seed, budget) for budget in budgets} for seed in sweep.seeds_of(name)}
+    return Side(name, course.tuned(name), runs, settings == sweep.settings(sweep.baseline))
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,8 @@ def against(arm: Side, base: Side, axis: Axis, confidence: float | None) -> Verd
     if len(seeds) < (2 if confidence else 1):
         return Verdict(None, f"{arm.name} and {base.name} share {len(seeds)} seed, too few for an interval")
     gap = _gap(arm, base, axis, seeds, confidence)
+    if arm.is_baseline:
+        return Verdict(None, f"it is {base.name} with another budget and lies on that curve", gap)
     target = arm.loss() if base.has_ladder else base.loss()
     teacher = arm.teacher()
     if teacher is not None and teacher <= target:
@@ -139,16 +153,16 @@ def against(arm: Side, base: Side, axis: Axis, confidence: float | None) -> Verd
 
 def _ratio(arm: Side, base: Side, seed: int, axis: Axis) -> float | str:
     """The baseline's cost over the arm's at equal loss, or the sentence that refuses it."""
-    at, own, others = arm.final(seed), arm.within(seed, axis), (base.ladder(seed, axis))
+    at, own, others = arm.final(seed), arm.within(seed, axis), base.ladder(seed, axis)
     if own is None or others is None:
         return "what a predecessor cost to train is not known"
     if not base.has_ladder:
-        reached = cost_at(own, base.final(seed).loss)
-        if reached is None:
-            way = "is below" if own[0][1] < base.final(seed).loss else "never reached"
-            when = " at its first validation already" if way == "is below" else ""
-            return f"{arm.name} {way} {base.name}'s final loss{when} (seed {seed})"
-        return others[0][0] / reached
+        target = base.final(seed).loss
+        above = [number for number, (_, loss) in enumerate(own) if loss >= target]
+        if not above:
+            return f"{arm.name} is below {base.name}'s final loss at its first validation already (seed {seed})"
+        reached = cost_at(own[above[-1] :], target)  # where it comes down for good
+        return others[0][0] / reached if reached else f"{arm.name} never reached {base.name}'s final loss (seed {seed})"
     needed = cost_at(others, at.loss)
     if needed is None:
         budgets = sorted(base.runs[seed])
@@ -171,21 +185,20 @@ def _gap(arm: Side, base: Side, axis: Axis, seeds: list[int], confidence: float 
 
 
 def ceiling(arm: Side, base: Side, axis: Axis) -> float | None:
-    """What a perfect warm start would save: a successor that begins as good as its predecessor, at the baseline's pace.
+    """What a perfect warm start would give: a successor that begins as good as its predecessor, at the baseline's pace.
 
-    The baseline's cost over what is left of it from the predecessor's loss on (the mean over seeds); None where its curves do
-    not reach that far.
+    The baseline's cost over what is left of it from the predecessor's loss on, with the predecessor's training on an axis
+    that counts it (the mean over seeds); None where the baseline's curve does not reach that far.
     """
     teacher = arm.teacher()
-    if teacher is None:
-        return None
     found = []
-    for seed in base.runs:
+    for seed in base.runs if teacher is not None else ():
         ladder = base.ladder(seed, axis)
         if ladder is None or seed not in arm.runs:
             continue
-        whole, begun = cost_at(ladder, arm.final(seed).loss), cost_at(ladder, teacher)
-        if whole is None or begun is None or begun >= whole:
+        training = axis(Point(0, 0.0, 0.0, arm.final(seed).training_flops, 0.0, 0.0))
+        whole, begun = cost_at(ladder, arm.final(seed).loss), cost_at(ladder, teacher or 0.0)
+        if whole is None or begun is None or training is None or begun >= whole:
             return None
-        found.append(math.log(whole / (whole - begun)))
+        found.append(math.log(whole / (whole - begun + training)))
     return math.exp(math.fsum(found) / len(found)) if found else None

@@ -13,6 +13,9 @@ from itertools import pairwise
 
 from scipy.special import nctdtr, stdtrit
 
+HIGHEST = 700.0
+"""The logarithm of about the largest number."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -28,7 +31,7 @@ class Interval:
 
     def exp(self) -> Interval:
         """Of logarithms: the geometric mean and its interval."""
-        ends = [None if end is None else math.exp(end) for end in (self.low, self.high)]
+        ends = [None if end is None else math.exp(min(end, HIGHEST)) for end in (self.low, self.high)]
         return Interval(math.exp(self.mean), *ends)
 
 
@@ -50,14 +53,14 @@ CERTAIN = 100.0
 def power(effect: float, values: Sequence[float], confidence: float) -> float:
     """The chance that an interval over as many values as these, spread as these are, would leave zero out if their mean were `effect`.
 
-    The tails of the non-central t-distribution.
+    The upper tail of the non-central t-distribution, for an effect above zero; the lower one is next to nothing.
     """
     count, spread = len(values), interval(values, confidence)
     bound = float(stdtrit(count - 1, 0.5 + confidence / 2))
     assert spread.high is not None
     error = (spread.high - spread.mean) / bound  # of the mean
     degrees, shift = count - 1, min(CERTAIN, effect / error) if error else CERTAIN
-    return float(1.0 - nctdtr(degrees, shift, bound) + nctdtr(degrees, shift, -bound))
+    return float(1.0 - nctdtr(degrees, shift, bound))
 
 
 Curve = Sequence[tuple[float, float]]
@@ -70,7 +73,9 @@ def cost_at(curve: Curve, loss: float) -> float | None:
     if places[0][0] < loss:
         return None
     for number, (high, low) in enumerate(pairwise(places)):
-        if low[0] <= loss <= high[0]:
+        if loss in (high[0], low[0]):
+            return curve[number][0] if loss == high[0] else curve[number + 1][0]
+        if low[0] < loss < high[0]:
             return math.exp(_between(places, number, loss))
     return curve[-1][0] if curve[-1][1] == loss else None
 

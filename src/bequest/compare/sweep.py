@@ -13,7 +13,7 @@ import annotated_types as at
 
 from .. import config
 from ..config import AboveZero, Config, Count
-from ..types import RecipeError
+from ..types import SweepError
 
 
 class Arm(Config):
@@ -110,7 +110,7 @@ class Sweep(Config):
     def names_of(self, name: str) -> list[str]:
         """The other arms that an arm names itself."""
         arm = self.pool[name]
-        return [other for other in (arm.like, arm.cost_of, *references(arm.set)) if other]
+        return [other for other in (arm.like, arm.cost_of) if other] + references(arm.set)
 
     def seeds_of(self, name: str) -> tuple[int, ...]:
         """The seeds of an arm."""
@@ -137,8 +137,20 @@ def replaced(value: Any, model: Callable[[str], str]) -> Any:
     return [replaced(inner, model) for inner in value] if isinstance(value, list) else value
 
 
-OWN = ("name", "seed", "train.optimiser.lr")
+OWN = {
+    "name": "runs are named after what they are",
+    "seed": "give seeds instead",
+    "train.optimiser.lr": "give rates instead",
+}
 """Keys of a recipe that the sweep itself sets."""
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of nested settings."""
+    for key, value in settings.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
 
 
 def load(path: Path) -> Sweep:
@@ -146,33 +158,41 @@ def load(path: Path) -> Sweep:
 
     Raises RecipeError, one sentence per mistake that names the file.
     """
-    raw = _extended(config.read(path), path, ())
+    raw = _extended(config.read(path, "sweep"), path, ())
     sweep = config.decode(Sweep, raw, str(path))
     if found := [f"{path}: {sentence}" for sentence in problems(sweep)]:
-        raise RecipeError(*found)
+        raise SweepError(*found)
     return sweep
 
 
 def _extended(raw: dict[str, Any], path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     """A sweep's mapping with what it takes over from the one that it extends."""
-    above_path = raw.pop("extends", None)
-    if not isinstance(raw.get("arms"), dict):
-        raise RecipeError(f"{path}: arms must be a mapping of names to arms")
+    where = raw.pop("extends", None)
+    for room in ("arms", "predecessors"):
+        if not isinstance(raw.setdefault(room, {}), dict):
+            raise SweepError(f"{path}: {room} must be a mapping of names to arms")
+    for name in set(raw["arms"]) & set(raw["predecessors"]):
+        raise SweepError(f"{path}: {name!r} is both an arm and a predecessor; keep one, or give one another name")
     pool: dict[str, Any] = {}
-    if above_path is not None:
-        where = Path(str(above_path))
-        if where.resolve() in (p.resolve() for p in (path, *below)):
-            raise RecipeError(f"{path}: extends leads back to {where}; leave one of them out")
-        above = _extended(config.read(where), where, (*below, path))
-        pool = {**above.get("predecessors", {}), **above["arms"]}
-        raw = {**{key: above[key] for key in above if key not in ("name", "question")}, **raw}
+    if where is not None:
+        above = _above(Path(str(where)), path, below)
+        pool = above["predecessors"] | above["arms"]
+        raw = {key: above[key] for key in above if key not in ("name", "question")} | raw
     for name, arm in raw["arms"].items():
         if arm is None and name not in pool:
-            raise RecipeError(f"{path}: the arm {name!r} is not there; {_nearest(name, pool)}")
+            raise SweepError(f"{path}: the arm {name!r} is not there; {_nearest(name, pool)}")
         raw["arms"][name] = pool[name] if arm is None else arm
-    if isinstance(own := raw.get("predecessors", {}), dict):
-        raw["predecessors"] = {n: arm for n, arm in (pool | own).items() if n not in raw["arms"]}
+    raw["predecessors"] = {n: arm for n, arm in (pool | raw["predecessors"]).items() if n not in raw["arms"]}
     return raw
+
+
+def _above(where: Path, path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping of the sweep that `path` extends."""
+    if where.resolve() in (p.resolve() for p in (path, *below)):
+        raise SweepError(f"{path}: extends leads back to {where}; leave one of them out")
+    if not where.is_file():
+        raise SweepError(f"{path}: there is no sweep {where} to extend; give the path of its file")
+    return _extended(config.read(where, "sweep"), where, (*below, path))
 
 
 def _nearest(name: str, there: Mapping[str, Any]) -> str:
@@ -186,7 +206,7 @@ def problems(sweep: Sweep) -> list[str]:
     if circles:
         return [f"the arms {', '.join(circles)} need each other in a circle, by like, teachers or cost_of; break it"]
     found = [s for name in sweep.pool for s in _arm_problems(name, sweep)]
-    if not re.fullmatch(r"\w[\w.+-]*", sweep.name):
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", sweep.name):
         found.append(f"name {sweep.name!r} cannot be a folder's name; use letters, digits and dashes")
     if sweep.baseline not in sweep.arms:
         found.append(f"the baseline {sweep.baseline!r} is no arm; {_nearest(sweep.baseline, sweep.arms)}")
@@ -194,8 +214,10 @@ def problems(sweep: Sweep) -> list[str]:
         found.append("there is nothing to compare; give at least two arms")
     if not sweep.rates or len(set(sweep.rates)) < len(sweep.rates):
         found.append("rates must be different learning rates, such as [5e-3, 1e-2, 2e-2]")
-    if sweep.confidence and len(set(sweep.seeds)) < 2:
-        found.append("one seed gives no intervals; give seeds: [0, 1, 2], or confidence: null for a look without them")
+    if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
+        found.append("seeds must be different numbers, such as [0, 1, 2]")
+    elif sweep.confidence and len(sweep.seeds) < 2:
+        return ["one seed gives no intervals; give seeds: [0, 1, 2], or confidence: null for a look without them"]
     return found
 
 
@@ -207,9 +229,8 @@ def _arm_problems(name: str, sweep: Sweep) -> Iterator[str]:
     missing = [other for other in sweep.names_of(name) if other not in sweep.pool]
     for other in missing:
         yield f"{key} names the arm {other!r}, which is not there; {_nearest(other, sweep.pool)}"
-    for own in OWN:
-        if own in arm.set:
-            yield f"{key}.set has {own}, which is the sweep's own; give {'rates' if 'lr' in own else 'seeds'} instead"
+    for own in {*OWN} & {*_flat(arm.set)}:
+        yield f"{key}.set has {own}, which is the sweep's own: {OWN[own]}"
     if arm.cost_of and arm.budgets != (1.0,):
         yield f"{key} has both budgets and cost_of; keep one"
     if arm.cost_of and not arm.like:
@@ -219,9 +240,10 @@ def _arm_problems(name: str, sweep: Sweep) -> Iterator[str]:
     for numbers in ("rates", "budgets", "seeds"):
         given = getattr(arm, numbers)
         if len(set(given)) < len(given) or (numbers == "budgets" and not given):
-            yield f"{key}.{numbers} must be different numbers"
-    if name in sweep.arms and sweep.confidence and len(sweep.seeds_of(name)) < 2:
-        yield f"{key}: one seed gives no intervals; give at least two, better three"
+            yield f"{key}.{numbers} must be one number or several different ones"
+    base = sweep.seeds_of(sweep.baseline) if sweep.baseline in sweep.arms else sweep.seeds
+    if name in sweep.arms and len({*sweep.seeds_of(name)} & {*base}) < (2 if sweep.confidence else 1):
+        yield f"{key}: one seed gives no intervals; give at least two, better three, that {sweep.baseline} has too"
 
 
 def _reachable(name: str, sweep: Sweep) -> set[str]:

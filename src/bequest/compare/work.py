@@ -113,7 +113,7 @@ def start(run: Run, root: Path, slot: int) -> Job | None:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        if (run.folder / "summary.json").exists():
+        if any((run.folder / name).exists() for name in ("summary.json", "diverged.json")):
             return None  # somebody finished it since we looked
         log = run.folder / "log.txt"
         with log.open("wb") as output:

@@ -129,7 +129,8 @@ def _folder(recipe: Recipe, method: Method, out: Path) -> None:
     if out.exists():
         with folder.opened(out):
             if old := folder.recorded(out):
-                folder.refuse_changes(out, completed(old), resolved(recipe, method))
+                known = not folder.summary(out)
+                folder.refuse_changes(out, completed(old), resolved(recipe, method), contents_known=known)
         return
     parent = next(p for p in out.absolute().parents if p.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):

@@ -51,14 +51,15 @@ def _read(path: Path) -> Lineage:
         found: Lineage = json.loads(path.read_text())
     except ValueError:
         found = {}
-    if not _whole(found):
+    if not whole(found):
         raise ModelError(f"{path} is damaged; fetch it again, or delete it and do without what it tells")
     return found
 
 
-def _whole(member: Any) -> bool:
+def whole(member: Any) -> bool:
+    """Whether a lineage, or a member of one, holds what it must."""
     keys = {"name", "parameters", "tokens", "method", "predecessors"}
-    return isinstance(member, dict) and keys <= set(member) and all(map(_whole, member["predecessors"]))
+    return isinstance(member, dict) and keys <= set(member) and all(map(whole, member["predecessors"]))
 
 
 def _known(member: Lineage) -> Lineage:

@@ -14,6 +14,7 @@ from ..files import sampled
 from ..recipe import Recipe, TeacherModel
 from ..teach import store
 from ..teach.store import Packing, Store
+from ..types import ModelError
 
 SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Keys of a model's configuration that do not change what it computes."""
@@ -65,7 +66,10 @@ def model_identity(path: str) -> str:
     files = sorted(Path(path).glob("*.safetensors")) if path else []
     if not files:
         return path
-    found = json.loads((Path(path) / "config.json").read_text())
+    try:
+        found = dict(json.loads((Path(path) / "config.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        raise ModelError(f"{path}/config.json is missing or damaged; make or fetch the model again") from None
     digest = hashlib.blake2b(
         config.fingerprint({k: v for k, v in found.items() if k not in SAYS_NOTHING}).encode(), digest_size=10
     )

@@ -22,7 +22,7 @@ from ..teach.harvest import Asked, Here, Told, harvest
 from ..teach.live import Live
 from ..teach.signals import Form
 from ..teach.store import FORMAT, Manifest, Origin, Store
-from ..types import ModelError, RecipeError
+from ..types import FolderError, ModelError, RecipeError
 from .asked import questions
 from .lineage import predecessor
 from .prepare import Prepared, find_method, find_objective, opener, prepare
@@ -77,6 +77,15 @@ def teach(recipe: Recipe) -> dict[str, Store]:
 def seconds_file(store: str) -> Path:
     """Beside a store: how long each harvest that came to its end took. Not in it: stores are the same bytes in every harvest."""
     return Path(f"{store}.seconds")
+
+
+def seconds_of(store: str) -> float:
+    """How long a store's harvests took; 0 where nobody noted it."""
+    path = seconds_file(store)
+    try:
+        return sum(map(float, path.read_text().split())) if path.exists() else 0.0
+    except ValueError:
+        raise FolderError(f"{path} is damaged; delete it to do without what it says about time") from None
 
 
 def _told(spec: TeacherModel, recipe: Recipe, vocabulary: int, where: Place) -> Told:

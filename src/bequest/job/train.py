@@ -47,8 +47,9 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
     with folder.opened(out):
         old = folder.recorded(out)
         if old:
-            folder.refuse_changes(out, completed(old), resolved(recipe, method))
             finished = folder.summary(out)
+            # A run that goes on compares the contents of text and models with those in its checkpoint.
+            folder.refuse_changes(out, completed(old), resolved(recipe, method), contents_known=not finished)
             if finished and old["train"]["tokens"] == recipe.train.tokens:
                 return finished | {"was_finished": True}
         return _train(recipe, method, old, out)

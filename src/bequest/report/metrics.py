@@ -81,4 +81,12 @@ def objects(path: Path, ours: Callable[[dict[str, Any]], bool], cut: bool = Fals
 def _measured(line: dict[str, Any]) -> bool:
     keys = ["step", "tokens", "student_flops", "teacher_flops", "seconds"]
     keys += ["loss", "lr", "rate"] if "loss" in line else []
-    return all(isinstance(line.get(key), int | float) for key in keys)
+    valid = line.get("valid", {})
+    numbers = [line.get(key) for key in keys] + [
+        number for source in (valid.values() if isinstance(valid, dict) else [None]) for number in _values(source)
+    ]
+    return all(isinstance(number, int | float) for number in numbers)
+
+
+def _values(measures: Any) -> list[Any]:
+    return list(measures.values()) if isinstance(measures, dict) and measures else [None]
