@@ -31,8 +31,11 @@ docs: setup
 results: setup
 	$(RUN)/python docs/results.py
 
+# Every sweep of docs/results.md, about four hours on two cores; safe to stop and to start again.
 bench: setup
-	bench/wiki.sh
+	for sweep in headline teachers placebos generations confirm masked; do \
+		$(RUN)/bequest compare bench/ki/$$sweep.yaml || exit; \
+	done
 
 bench-signals: setup
 	OMP_NUM_THREADS=1 $(RUN)/python bench/signals.py

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Knowledge Inheritance from a live teacher and from stores of what it said, at equal tokens; one seed each (SEED=1 for another).
-# Run from the root of the repository with ../shared beside it, after `bequest train bench/wiki/causal-teacher.yaml`;
+# Run from the root of the repository with ../shared beside it, after `bequest train bench/signals/teacher.yaml`;
 # about 35 minutes on two cores, resumable.
 set -eu
 export SEED=${SEED:-0} OMP_NUM_THREADS=1

@@ -1,10 +1,11 @@
-"""Write `results.md` from its template and the results of sweeps: `python docs/results.py [--take FOLDER...]`.
+"""Write `results.md` from its template and the results of sweeps, and the README's table: `python docs/results.py [--take FOLDER...]`.
 
 With --take it first copies what finished sweeps have written, results.json and clock.json, into docs/results/NAME.
 
 In the template a line `<!-- sweep: NAME -->` stands for all that is said of a sweep. Within the text stand numbers of its
 results.json, {{NAME: PATH FORMAT}} such as {{headline: arms.ki.final.0 .4f}}, and the two that a sentence needs most:
-{{NAME: ratio ARM AXIS}} and {{NAME: gap ARM AXIS}}.
+{{NAME: ratio ARM AXIS}} and {{NAME: gap ARM AXIS}}. In the README everything between `<!-- arms: NAME ARM ARM... -->` and
+`<!-- end -->` is the table of those arms.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bequest.compare import words
-from bequest.compare.fragment import fragment
+from bequest.compare.fragment import arms, fragment
 
+README = Path(__file__).parents[1] / "README.md"
 PAGE = Path(__file__).with_name("results.md")
 TEMPLATE = Path(__file__).with_name("results.template.md")
 SWEEPS = Path(__file__).with_name("results")
@@ -28,6 +30,18 @@ FILES = ("results.json", "clock.json")
 def page() -> str:
     """The page as it should be."""
     return assembled(TEMPLATE.read_text(encoding="utf-8"), SWEEPS)
+
+
+def readme() -> str:
+    """The README as it should be."""
+
+    def table(found: re.Match[str]) -> str:
+        name, *names = found[2].split()
+        return f"{found[1]}\n" + "\n".join(arms(_read(SWEEPS, name)[0], names)) + "\n<!-- end -->"
+
+    return re.sub(
+        r"^(<!-- arms: (.*) -->)\n.*?^<!-- end -->$", table, README.read_text(encoding="utf-8"), flags=re.M | re.S
+    )
 
 
 def assembled(template: str, sweeps: Path) -> str:
@@ -85,8 +99,9 @@ def take(folder: Path, sweeps: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write docs/results.md.")
+    parser = argparse.ArgumentParser(description="Write docs/results.md and the README's table.")
     parser.add_argument("--take", type=Path, nargs="+", default=[], metavar="FOLDER", help="of a finished sweep")
     for folder in parser.parse_args().take:
         take(folder, SWEEPS)
     PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(readme(), encoding="utf-8")

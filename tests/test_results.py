@@ -31,9 +31,9 @@ def taken(tmp_path):
 
 def test_the_page_is_current():
     docs = script()
-    if not docs.PAGE.exists():
-        pytest.skip("there is no page of results yet")
     assert docs.PAGE.read_text(encoding="utf-8") == docs.page(), "run python docs/results.py"
+    assert docs.README.read_text(encoding="utf-8") == docs.readme(), "run python docs/results.py"
+    assert "<!-- arms: " in docs.readme()
 
 
 def test_a_template_is_filled(taken):

@@ -18,7 +18,7 @@ def _parts(results: Found, clock: Found) -> Iterator[str]:
     if results["question"]:
         yield f"{_text(' '.join(results['question'].split()))}\n"
     yield f"```text\n{results['command']}\n```\n"
-    yield from _arms(results)
+    yield from arms(results, list(results["arms"]))
     if found := words.predecessors(results):
         yield from _table(found[0], found[1:])
     if tried := list(words.tried(results)):
@@ -37,10 +37,12 @@ def _parts(results: Found, clock: Found) -> Iterator[str]:
     yield f"By the clock: {said}{_text(words.spent(clock))}\n"
 
 
-def _arms(results: Found) -> Iterator[str]:
+def arms(results: Found, names: Sequence[str]) -> Iterator[str]:
+    """The table of some arms."""
     head = ["arm", "parameters", "learning rate", f"final {words.MEASURES[results['measure']]}", "gap at equal tokens"]
     rows = []
-    for name, arm in results["arms"].items():
+    for name in names:
+        arm = results["arms"][name]
         verdicts = arm["verdicts"]
         own = f"{name} (baseline)" if name == results["baseline"] else name
         row = [own, words.count(arm["parameters"]), words.rate(arm), words.joined(words.loss(arm["final"]))]
