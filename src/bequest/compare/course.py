@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from ..recipe import Recipe
@@ -159,10 +160,11 @@ class Course:
             tuner = next(n for n in self.sweep.likes(name) if self.sweep.pool[n].rates or not self.sweep.pool[n].like)
             for rate in self.sweep.pool[tuner].rates or self.sweep.rates:
                 yield partial(self.trial, tuner, rate)
-        for name in arms:
-            for seed in self.sweep.seeds_of(name):
-                for budget in self.sweep.pool[name].budgets:
-                    yield partial(self.chosen, name, seed, budget)
+        # Seed by seed, so that what else the machine does meets all arms alike and clocks can be compared.
+        seeds = dict.fromkeys(seed for name in arms for seed in self.sweep.seeds_of(name))
+        for seed, name in product(seeds, arms):
+            for budget in self.sweep.pool[name].budgets if seed in self.sweep.seeds_of(name) else ():
+                yield partial(self.chosen, name, seed, budget)
 
     @property
     def known(self) -> list[Result]:
