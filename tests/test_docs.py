@@ -74,8 +74,9 @@ def small(words: list[str]) -> list[str]:
 
 
 def _small_sweep(path: Path) -> None:
-    """One seed and one learning rate of a sweep over a small recipe, in place."""
+    """One seed and one learning rate of a sweep's first two arms over a small recipe, in place."""
     sweep = config.read(path)
+    sweep["arms"] = dict(list(sweep["arms"].items())[:2])
     base = config.read(Path(sweep["recipe"]))
     made = config.override(base, _sizes(sense.load(Path(sweep["recipe"]))))
     config.write(made, Path(sweep["recipe"]))

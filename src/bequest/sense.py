@@ -198,4 +198,4 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        raise RecipeError(*(p if p.startswith(f"{path}:") else f"{path}: {p}" for p in error.problems)) from None
+        raise type(error)(*(p if p.startswith(f"{path}:") else f"{path}: {p}" for p in error.problems)) from None

@@ -38,7 +38,7 @@ class RecipeError(BequestError):
     """The recipe, or an override of it, cannot be used."""
 
 
-class SweepError(BequestError):
+class SweepError(RecipeError):
     """The sweep cannot be used."""
 
     listed = ""
