@@ -31,7 +31,7 @@ docs: setup
 results: setup
 	$(RUN)/python docs/results.py
 
-# Every sweep of docs/results.md, about four hours on two cores; safe to stop and to start again.
+# Every sweep of docs/results.md: hours on two cores; safe to stop and to start again.
 bench: setup
 	for sweep in headline teachers placebos generations confirm masked; do \
 		$(RUN)/bequest compare bench/ki/$$sweep.yaml || exit; \

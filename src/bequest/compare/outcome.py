@@ -65,7 +65,7 @@ def finished(run: Run, measure: str, source: str) -> Result | None:
     Raises FolderError when its folder belongs to another recipe or is damaged.
     """
     ended = folder.summary(run.folder)
-    if not ended and not (run.folder / "diverged.json").exists():
+    if not ended and not (run.folder / folder.DIVERGED).exists():
         return None
     if old := folder.recorded(run.folder):
         new = resolved(run.recipe, find_method(run.recipe))

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from ..job.folder import DIVERGED
 from ..report import metrics
 from ..types import BequestError, FolderError, Stopped
 from .course import Course
@@ -113,7 +114,7 @@ def start(run: Run, root: Path, slot: int) -> Job | None:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        if any((run.folder / name).exists() for name in ("summary.json", "diverged.json")):
+        if any((run.folder / name).exists() for name in ("summary.json", DIVERGED)):
             return None  # somebody finished it since we looked
         log = run.folder / "log.txt"
         with log.open("wb") as output:
@@ -155,7 +156,7 @@ def default_jobs() -> int:
 def _require_good(job: Job) -> None:
     """Raises what a run's failure means. A run that diverged has ended well: it says that its rate is too high."""
     code = job.process.returncode
-    if code == 0 or (job.run.folder / "diverged.json").exists():
+    if code == 0 or (job.run.folder / DIVERGED).exists():
         return
     last = (job.log.read_text(errors="replace").strip().splitlines() or [""])[-1]
     if code == 2:
