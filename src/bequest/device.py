@@ -16,6 +16,9 @@ from .types import RecipeError
 # Masked batches differ in their rows, and oneDNN keeps code and buffers for the last 1024 shapes: hundreds of megabytes.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
+BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+"""Of x86-64 and of Arm, as torch.cpu.get_capabilities names them."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -34,15 +37,25 @@ class Place:
         return torch.autocast(self.device, self.dtype) if self.precision == "bf16" else nullcontext()
 
 
+def multiplies_bf16(device: str) -> bool:
+    """Whether products of bf16 matrices are the fast ones there. Where a CPU has none, they take sixty times as long as fp32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(torch.cpu.get_capabilities().get(name, False) for name in BF16_INSTRUCTIONS)
+
+
 def place(device: str, precision: str) -> Place:
-    """A device and a precision; `auto` is the GPU when there is one.
+    """A device and a precision; `auto` is the GPU when there is one, and bf16 where it is fast.
 
     Raises RecipeError when it asks for a GPU that is not there.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise RecipeError("train.device is cuda, but PyTorch sees no GPU here; set it to auto or cpu")
-    return Place("cuda" if available and device != "cpu" else "cpu", precision)
+    kind = "cuda" if available and device != "cpu" else "cpu"
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(kind) else "fp32"
+    return Place(kind, precision)
 
 
 def place_for(train: Train) -> Place:

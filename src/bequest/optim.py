@@ -10,7 +10,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .device import multiplies_bf16
 from .recipe import OptimiserSettings, ScheduleSettings
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic that five times over takes singular values to about 1 (Jordan et al. 2024)."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) with Nesterov momentum, its updates as large as AdamW's (Liu et al. 2025, section 2.2).
+
+    torch.optim.Muon takes one matrix after the other, always in bf16, which takes two fifths of a small model's step on a CPU that
+    has no bf16 products. Here all matrices of one shape go together, in the precision that their device multiplies.
+    """
+
+    def __init__(self, groups: Any, lr: float, momentum: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every matrix that has a gradient."""
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes.setdefault(parameter.shape, []).append(parameter)
+            for (rows, columns), matrices in shapes.items():
+                update_NRC = orthogonal(torch.stack(self._momenta(matrices, group["momentum"])))
+                torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
+                size = 0.2 * math.sqrt(max(rows, columns))
+                torch._foreach_add_(matrices, list(update_NRC.to(matrices[0].dtype)), alpha=-group["lr"] * size)
+
+    def _momenta(self, matrices: list[nn.Parameter], momentum: float) -> list[Tensor]:
+        """Running means of the gradients, one look ahead (Nesterov)."""
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        means = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        torch._foreach_lerp_(means, gradients, 1.0 - momentum)
+        return list(torch._foreach_lerp(gradients, means, momentum))
+
+
+def orthogonal(matrices_NRC: Tensor) -> Tensor:
+    """About U V^T of each matrix U S V^T, by five Newton-Schulz steps; singular values come out between 0.7 and 1.2."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
+    x = matrices_NRC.mT if tall else matrices_NRC
+    x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
+    x = x.to(torch.bfloat16 if multiplies_bf16(x.device.type) else torch.float32)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class Optimiser:
@@ -37,9 +89,7 @@ class Optimiser:
         if hidden:
             self._add(
                 [(hidden, settings.weight_decay)],
-                lambda groups: torch.optim.Muon(
-                    groups, lr=settings.lr, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"
-                ),
+                lambda groups: Muon(groups, settings.lr, settings.momentum),
             )
         self._add(
             [(decayed, settings.weight_decay), (plain, 0.0)],

@@ -197,8 +197,8 @@ class Train(Config):
     """Tokens per step; a multiple of `data.sequence`."""
     micro_batch_tokens: Count = 0
     """What is held in memory at once; 0 is the whole batch. It changes nothing but memory, rounding and dropout's draws."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16 runs the model under autocast; weights and sums stay fp32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 runs the model under autocast; weights and sums stay fp32. `auto` is bf16 where the device multiplies it, else fp32."""
     optimiser: OptimiserSettings = OptimiserSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     clip: NotNegative = 1.0
