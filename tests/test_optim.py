@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import CAUSAL, MASKED, make_model, make_vocabulary
 
-from bequest.optim import Optimiser
+from bequest.optim import Muon, Optimiser, orthogonal
 from bequest.recipe import OptimiserSettings
 
 
@@ -67,3 +67,34 @@ def test_rate_is_the_multiplier_of_the_peak(vocabulary):
         for a, b in zip(model.parameters(), before, strict=True)
     )
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 10), (10, 4)])
+def test_orthogonal_takes_every_matrix_to_singular_values_about_one(shape):
+    torch.manual_seed(0)
+    matrices_NRC = torch.randn(3, *shape) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    found = orthogonal(matrices_NRC).float()
+    assert found.shape == matrices_NRC.shape
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    left, _, right = torch.linalg.svd(matrices_NRC, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity((left @ right).flatten(1), found.flatten(1)).min() > 0.95
+
+
+def test_muon_is_that_of_pytorch(vocabulary):
+    """But for the precision of its products: PyTorch's are bf16 everywhere."""
+    models = [make_model("llama", vocabulary) for _ in range(2)]
+    matrices = [[p for n, p in m.named_parameters() if "proj" in n] for m in models]
+    ours = Muon([{"params": matrices[0], "weight_decay": 0.1}], lr=0.02, momentum=0.9)
+    theirs = torch.optim.Muon(matrices[1], lr=0.02, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    begun = [p.detach().clone() for p in matrices[0]]
+    for step in range(3):
+        for own, other in zip(*matrices, strict=True):
+            torch.manual_seed(step)
+            own.grad = torch.randn_like(own)
+            other.grad = own.grad.clone()
+        ours.step()
+        theirs.step()
+    for own, other, before in zip(*matrices, begun, strict=True):
+        assert (own - other).norm() < 0.03 * (other - before).norm()

@@ -15,33 +15,40 @@ from .recipe import OptimiserSettings, ScheduleSettings
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic that five times over takes singular values to about 1 (Jordan et al. 2024)."""
+TOGETHER = 1 << 22
+"""Numbers in the matrices that are made orthogonal at once: larger ones keep any device busy by themselves."""
 
 
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) with Nesterov momentum, its updates as large as AdamW's (Liu et al. 2025, section 2.2).
 
-    torch.optim.Muon takes one matrix after the other, always in bf16, which takes two fifths of a small model's step on a CPU that
-    has no bf16 products. Here all matrices of one shape go together, in the precision that their device multiplies.
+    torch.optim.Muon takes one matrix after the other, always in bf16: half of a small model's step on a CPU that has no bf16
+    products (LOG.md, 2026-12-01). Here matrices of one shape go together, in the precision that their device multiplies.
     """
 
     def __init__(self, groups: Any, lr: float, momentum: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes.setdefault(parameter.shape, []).append(parameter)
-            for (rows, columns), matrices in shapes.items():
-                update_NRC = orthogonal(torch.stack(self._momenta(matrices, group["momentum"])))
-                torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
-                size = 0.2 * math.sqrt(max(rows, columns))
-                torch._foreach_add_(matrices, list(update_NRC.to(matrices[0].dtype)), alpha=-group["lr"] * size)
+            for shape, matrices in shapes.items():
+                many = max(1, TOGETHER // shape.numel())
+                for first in range(0, len(matrices), many):
+                    self._update(matrices[first : first + many], shape, group)
 
-    def _momenta(self, matrices: list[nn.Parameter], momentum: float) -> list[Tensor]:
+    def _update(self, matrices: list[Tensor], shape: torch.Size, group: Mapping[str, Any]) -> None:
+        update_NRC = orthogonal(torch.stack(self._momenta(matrices, group["momentum"])))
+        torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
+        size = 0.2 * math.sqrt(max(shape))
+        torch._foreach_add_(matrices, list(update_NRC.to(matrices[0].dtype)), alpha=-group["lr"] * size)
+
+    def _momenta(self, matrices: list[Tensor], momentum: float) -> list[Tensor]:
         """Running means of the gradients, one look ahead (Nesterov)."""
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
         for matrix in matrices:

@@ -200,7 +200,8 @@ def plan(recipe: Recipe, out: Path) -> Plan:
     Raises BequestError with the first problem; `problems` has them all.
     """
     recipe = unharvested(recipe)
-    prepared, method, where = prepare(recipe), find_method(recipe), Place("cpu", recipe.train.precision)
+    real = place_for(recipe.train)
+    prepared, method, where = prepare(recipe), find_method(recipe), Place("cpu", real.precision)
     teachers = tuple(sentences(recipe, prepared, method, _asked(recipe, prepared, method, where, out)))
     process = process_bytes(where, recipe.train.optimiser) + _mapped(recipe, prepared)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -224,12 +225,9 @@ def plan(recipe: Recipe, out: Path) -> Plan:
     parameters = {"student": _count(model)} | {name: _count(found) for name, found in predecessors.items()}
     rows = chunk_rows(model.vocabulary, where.dtype, torch.device(where.device))
     chunk = where.dtype.itemsize * model.vocabulary * min(rows, settings.micro_batch * recipe.data.sequence)
-    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
-    disk = _disk(recipe, stages, prepared)
-    gpu = place_for(recipe.train).device == "cuda"
-    return Plan(
-        parameters, stages, gpu, process, chunk, disk, shutil.disk_usage(parent).free, prepared.warnings, teachers
-    )
+    free = shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free
+    disk, gpu = _disk(recipe, stages, prepared), real.device == "cuda"
+    return Plan(parameters, stages, gpu, process, chunk, disk, free, prepared.warnings, teachers)
 
 
 def _simple(recipe: Recipe) -> Recipe:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..data.tokenizer import Vocabulary, saved
-from ..device import Place, settle
+from ..device import Place, place_for, settle
 from ..model import build
 from ..recipe import Recipe, TeacherModel
 from ..report.progress import Harvesting
@@ -129,7 +129,7 @@ def _manifest(name: str, recipe: Recipe, prepared: Prepared, asked: tuple[float,
         packing=packing(recipe, find_objective(recipe, vocabulary)),
         form=form_of(name, recipe, vocabulary, asked),
         seed=recipe.teach.seed,
-        precision="server" if spec.server else recipe.train.precision,
+        precision="server" if spec.server else place_for(recipe.train).precision,
         shard_tokens=recipe.teach.shard_tokens,
     )
 

@@ -78,7 +78,7 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
     if old:
         read(out)  # what is damaged should not be found when all is trained
     folder.record(out, resolved(recipe, method))
-    remember(out)
+    remember(out, where.precision)
     (out / "summary.json").unlink(missing_ok=True)
     replace_text(out / LINEAGE, json.dumps(writer.lineage, indent=1))
     replace_text(out / STORES, json.dumps(stores, indent=1))

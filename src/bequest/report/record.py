@@ -73,7 +73,7 @@ def _object(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def remember(folder: Path) -> None:
+def remember(folder: Path, precision: str) -> None:
     """Note in a run folder that it is being worked on: when, by which command, with which versions, on what machine."""
     import torch
 
@@ -83,7 +83,7 @@ def remember(folder: Path) -> None:
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["bequest", *sys.argv[1:]]),
         "versions": {"bequest": __version__, "python": platform.python_version(), **versions},
-        "machine": {"system": platform.platform(), "threads": torch.get_num_threads(), **gpu},
+        "machine": {"system": platform.platform(), "threads": torch.get_num_threads(), "precision": precision, **gpu},
     }
     with (folder / HISTORY).open("a") as file:
         file.write(json.dumps(now) + "\n")
