@@ -40,8 +40,8 @@ class Place:
 def multiplies_bf16(device: str) -> bool:
     """Whether products of bf16 matrices are the fast ones there. Where a CPU has none, they take sixty times as long as fp32."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(torch.cpu.get_capabilities().get(name, False) for name in BF16_INSTRUCTIONS)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(bool(torch.cpu.get_capabilities().get(name)) for name in BF16_INSTRUCTIONS)
 
 
 def place(device: str, precision: str) -> Place:
