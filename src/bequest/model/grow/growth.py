@@ -1,0 +1,259 @@
+"""What a model is to become, and the model made so: `Growth` is the part of a recipe, `grown` the operator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...config import Config, Count, NotNegative
+from ...types import ModelError
+from ..language import LanguageModel
+from .axis import Axis, first_moment, joined, kept, second_moment, weights
+from .depth import Block, Depth, blocks
+from .family import Family, Sizes, family_of
+from .width import Width, block_axes, stream_axes
+
+Moments = dict[str, Tensor]
+PREFIX = "model.model."
+"""Of a transformers model's parameters in the optimiser's state: it trains student and loss, and the student holds the model."""
+
+
+class Growth(Config):
+    """Sizes after growth (0: as they are) and how to get there."""
+
+    hidden: Count = 0
+    """Width of the residual stream."""
+    layers: Count = 0
+    """Blocks."""
+    heads: Count = 0
+    """Attention heads."""
+    kv_heads: Count = 0
+    """Key-value heads."""
+    head_dim: Count = 0
+    """Channels of a head; llama, mistral, qwen2 and qwen3 only, elsewhere it is hidden / heads."""
+    feed_forward: Count = 0
+    """Width of the feed-forward part."""
+    width: Width = "pad"
+    """pad and tile (copies that share out what they do) keep the function; copies and random do not."""
+    depth: Depth = "identity"
+    """identity keeps the function; stack, interpolate, repeat and copies do not, and may train faster."""
+    noise: NotNegative = 0.0
+    """Standard deviation of what is added to every matrix; ELLE's is 0.01."""
+    seed: Count = 0
+    """Of everything that is drawn."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A growth of one model: from which sizes to which."""
+
+    family: Family
+    old: Sizes
+    new: Sizes
+    growth: Growth
+
+    @property
+    def inexact(self) -> str:
+        """Why the grown model does not compute the same function; empty if it does."""
+        old, new, growth = self.old, self.new, self.growth
+        wider = replace(old, layers=0) != replace(new, layers=0)
+        if wider and growth.width in ("copies", "random"):
+            return f"width: {growth.width} changes what norms see; pad and tile do not"
+        if self.family.post and new.hidden != old.hidden and (growth.width != "tile" or new.hidden % old.hidden):
+            return f"norms stand on the stream itself; only width: tile to a multiple of hidden {old.hidden} keeps what they see"
+        if new.layers != old.layers and growth.depth != "identity":
+            return f"depth: {growth.depth} makes blocks work on what others have changed already; identity does not"
+        return "noise changes the weights" if growth.noise else ""
+
+
+def change(config: Any, growth: Growth) -> Change:
+    """What a growth does to a model of this configuration.
+
+    Raises ModelError when it cannot be done.
+    """
+    family = family_of(config)
+    old = family.sizes(config)
+    new = _sizes(config, family, old, growth)
+    for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "feed_forward"):
+        if getattr(new, name) < getattr(old, name):
+            raise ModelError(f"models grow, they do not shrink: {name} {getattr(new, name)} is less than {getattr(old, name)}")
+    _require_possible(config, family, old, new, growth)
+    return Change(family, old, new, growth)
+
+
+def _sizes(config: Any, family: Family, old: Sizes, growth: Growth) -> Sizes:
+    """The sizes that are asked for, and what follows from them for those that are not."""
+    hidden, heads = growth.hidden or old.hidden, growth.heads
+    if not heads:  # where a head's channels are hidden / heads, more of them keep those that there are
+        heads = old.heads if family.free_head_dim or hidden % old.head_dim else hidden // old.head_dim
+    if hidden % heads:
+        fitting = f"; {hidden // old.head_dim} heads of {old.head_dim} channels would do" if hidden % old.head_dim == 0 else ""
+        raise ModelError(f"hidden {hidden} must be a multiple of heads {heads}{fitting}")
+    alone = old.heads == old.kv_heads  # every head has keys and values of its own
+    kv_heads = growth.kv_heads or (heads if alone else old.kv_heads)
+    if heads % kv_heads or (not alone and (heads // kv_heads) < old.heads // old.kv_heads):
+        raise ModelError(
+            f"{heads} heads cannot share {kv_heads} key-value heads as {old.heads} shared {old.kv_heads}: "
+            "give kv_heads, so that each serves as many heads as before or more"
+        )
+    if not family.free_head_dim and growth.head_dim not in (0, hidden // heads):
+        raise ModelError(f"head_dim of a {config.model_type} is hidden / heads, {hidden // heads} here; leave it out")
+    return Sizes(
+        hidden=hidden,
+        layers=growth.layers or old.layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=growth.head_dim or (old.head_dim if family.free_head_dim else hidden // heads),
+        feed_forward=growth.feed_forward or old.feed_forward,
+    )
+
+
+def _require_possible(config: Any, family: Family, old: Sizes, new: Sizes, growth: Growth) -> None:
+    if new.head_dim != old.head_dim:
+        if family.rotary and new.head_dim % old.head_dim:
+            raise ModelError(
+                f"head_dim {new.head_dim} is no multiple of {old.head_dim}: rotary positions turn channels in pairs at "
+                "speeds that must be there again; choose a multiple, or more heads"
+            )
+        if config.model_type == "qwen3":
+            raise ModelError("a qwen3 norms each head's channels, so that head_dim cannot grow; give more heads instead")
+        kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        if family.rotary and kind not in ("default", "linear", "llama3"):
+            raise ModelError(f"head_dim cannot grow under rotary positions of the kind {kind}; give more heads instead")
+    if family.post and new.hidden != old.hidden and growth.width == "pad":
+        raise ModelError(
+            f"a {config.model_type}'s norms stand on the stream itself, where zeros change what they see; "
+            f"take width: tile and a multiple of hidden {old.hidden}, or width: copies"
+        )
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False) and new.layers != old.layers:
+        raise ModelError("attention scaled by its block's number (scale_attn_by_inverse_layer_idx) cannot grow in depth")
+
+
+def grown(model: LanguageModel, growth: Growth, moments: Mapping[str, Tensor] | None = None) -> tuple[LanguageModel, Moments]:
+    """The model after `growth`, on the same device, and the optimiser's moments as if it had been trained so.
+
+    New slots start with no first moment and the mean of the old second moments. Raises ModelError when it cannot be done.
+    """
+    todo = change(model.model.config, growth)
+    grower = _Grower(todo, model.model)
+    parameters = dict(grower.parameters())
+    larger = _assembled(model.model, todo, grower.blocks, parameters)
+    return larger, dict(grower.moments(moments or {}))
+
+
+class _Grower:
+    """One growth at work: axes are drawn once, so that weights and moments go the same way."""
+
+    def __init__(self, todo: Change, model: Any) -> None:
+        self.todo, self.family = todo, todo.family
+        self.old = {name: p.detach() for name, p in model.named_parameters()}
+        draw = torch.Generator().manual_seed(todo.growth.seed)
+        arguments = (todo.old, todo.new, todo.growth.width)
+        self.stream = stream_axes(*arguments, self.family, model.config.tie_word_embeddings, draw)
+        self.inside = [block_axes(*arguments, self.family.rotary, draw) for _ in range(todo.old.layers)]
+        self.blocks = blocks(todo.old.layers, todo.new.layers, todo.growth.depth, draw)
+        device = next(iter(self.old.values())).device
+        self.fill = torch.Generator(device).manual_seed(todo.growth.seed)
+
+    def axes(self, place: str, block: Block | None, old: Tensor) -> list[Axis]:
+        """A tensor's axes.
+
+        Raises ModelError when the configuration promises other sizes.
+        """
+        known = self.stream | (self.inside[block.source] if block else {})
+        found = [
+            joined([known[part] for part in name.split("+")]) if name.split("+")[0] in known else kept(old.shape[d])
+            for d, name in enumerate(self.family.axes(place))
+        ]
+        if [axis.old for axis in found] != list(old.shape):
+            promised = tuple(axis.old for axis in found)
+            raise ModelError(f"the model's {place} is {tuple(old.shape)}, but its configuration promises {promised}; it is damaged")
+        return found
+
+    def places(self) -> Iterator[tuple[str, str, Tensor, Block | None]]:
+        """Of every tensor of the larger model: its name, its place in the table, the old tensor and its block."""
+        for name, old in self.old.items():
+            place, number = self.family.place(name)
+            if number is None:
+                yield name, place, old, None
+                continue
+            for n, block in enumerate(self.blocks):
+                if block.source == number:
+                    yield self.family.name(place, n), place, old, block
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The larger model's weights."""
+        for name, place, old, block in self.places():
+            axes = self.axes(place, block, old)
+            if block and block.silent:
+                if "hidden" in self.family.axes(place):
+                    yield name, old.new_zeros([len(axis.source_I) for axis in axes])
+                    continue
+                axes = [axis.freed for axis in axes]
+            found = weights(old, axes, self.fill)
+            if self.todo.growth.noise and found.dim() > 1:
+                found += self.todo.growth.noise * torch.empty_like(found).normal_(generator=self.fill)
+            yield name, found
+
+    def moments(self, moments: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The optimiser's state for them. What belongs to no weight of the model goes through unchanged."""
+        of: dict[str, list[tuple[str, Tensor]]] = {}
+        for key, value in moments.items():
+            name, _, kind = key.rpartition("/")
+            if name.startswith(PREFIX):
+                of.setdefault(name.removeprefix(PREFIX), []).append((kind, value))
+            else:
+                yield key, value
+        for name, place, old, block in self.places():
+            source = name if block is None else self.family.name(place, block.source)
+            for kind, value in of.get(source, []):
+                if value.shape != old.shape:  # a count of steps
+                    yield f"{PREFIX}{name}/{kind}", value.clone()
+                    continue
+                grow = second_moment if kind == "exp_avg_sq" else first_moment
+                found = grow(value, self.axes(place, block, old))
+                if block and block.silent:  # what the block's source has learned from, this one has not
+                    found.fill_(found.mean().item() if kind == "exp_avg_sq" else 0.0)
+                yield f"{PREFIX}{name}/{kind}", found
+
+
+def _assembled(model: Any, todo: Change, made: list[Block], parameters: dict[str, Tensor]) -> LanguageModel:
+    """A transformers model around the grown weights; nothing is drawn or copied again."""
+    from transformers.initialization import no_init_weights
+
+    if todo.family.post:
+        _open_norms(todo.family, made, parameters)
+    options = todo.family.options(todo.new)
+    if kinds := getattr(model.config, "layer_types", None):
+        options["layer_types"] = [kinds[block.source] for block in made]
+    config = copy.deepcopy(model.config)
+    for key, value in options.items():
+        setattr(config, key, value)
+    with no_init_weights():
+        larger = type(model)(config)
+    larger.tie_weights()
+    asked = dict(larger.named_parameters())
+    assert asked.keys() == parameters.keys(), "a family's table names every tensor"
+    for name, parameter in asked.items():
+        parameter.data = parameters[name]
+    if model.can_generate():
+        larger.generation_config = model.generation_config
+    return LanguageModel(larger.to(next(model.parameters()).device).train(model.training))
+
+
+def _open_norms(family: Family, made: list[Block], parameters: Mapping[str, Tensor]) -> None:
+    """Where norms stand on the stream, a silent block hands on what it gets, since a norm of a norm is the same again.
+
+    Its first norm and that at the end of the block before have gain 1 and shift 0; its last one, a copy of that, does the rest.
+    """
+    for place, (first, *_) in family.tensors.items():
+        if "*" in place and first in ("gain", "shift"):
+            before = 0 if ".attention." in place else 1
+            for n, block in enumerate(made):
+                if block.silent:
+                    parameters[family.name(place, n - before)].fill_(1.0 if first == "gain" else 0.0)
