@@ -60,13 +60,13 @@ def stopped_at(world: World, out: Path, step: int, method: dict, objective: str,
     raise AssertionError("the run did not stop")
 
 
-def weight_zero_equals_plain(world: World, tmp: Path, zero: dict, objective: str) -> None:
-    world.run(tmp / "zero", zero, objective)
-    world.run(tmp / "plain", {"name": "plain"}, objective)
+def weight_zero_equals_plain(world: World, tmp: Path, zero: dict, objective: str, **changes) -> None:
+    world.run(tmp / "zero", zero, objective, **changes)
+    world.run(tmp / "plain", {"name": "plain"}, objective, **changes)
     assert same_bits(weights(tmp / "zero"), weights(tmp / "plain"))
 
 
-def teacher_unchanged(world: World, tmp: Path, method: dict, objective: str) -> None:
+def teacher_unchanged(world: World, tmp: Path, method: dict, objective: str, **changes) -> None:
     """Neither the folder nor the model in memory."""
     seen: list[Live] = []
     original = Live.__init__
@@ -79,7 +79,7 @@ def teacher_unchanged(world: World, tmp: Path, method: dict, objective: str) -> 
     Live.__init__ = watching
     try:
         files = {p: p.read_bytes() for p in Path(world.teacher[objective]).iterdir()}
-        world.run(tmp / "run", method, objective)
+        world.run(tmp / "run", method, objective, **changes)
     finally:
         Live.__init__ = original
     assert files == {p: p.read_bytes() for p in Path(world.teacher[objective]).iterdir()}
@@ -89,7 +89,7 @@ def teacher_unchanged(world: World, tmp: Path, method: dict, objective: str) -> 
         assert not any(p.requires_grad or p.grad is not None for p in live.model.parameters())
 
 
-def one_student_forward_per_step(world: World, tmp: Path, method: dict, objective: str) -> None:
+def one_student_forward_per_step(world: World, tmp: Path, method: dict, objective: str, **changes) -> None:
     calls = {"train": 0}
     original = LanguageModel.features
 
@@ -99,7 +99,7 @@ def one_student_forward_per_step(world: World, tmp: Path, method: dict, objectiv
 
     LanguageModel.features = counting
     try:
-        world.run(tmp / "run", method, objective)
+        world.run(tmp / "run", method, objective, **changes)
     finally:
         LanguageModel.features = original
     assert calls["train"] == 1536 // 128

@@ -19,7 +19,13 @@ VOCABULARY = 101
 
 def model(family, hidden=48, layers=3, heads=4, kv_heads=2, inner=80, tied=True, dtype=torch.float64, epsilon=None):
     """A model whose weights are as large as a trained one's, so that logits are and errors show."""
-    sizes = {"tie_word_embeddings": tied, "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {
+        "tie_word_embeddings": tied,
+        "vocab_size": VOCABULARY,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     if family == "gpt2":
         sizes |= {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_inner": inner, "n_positions": 64}
     else:
@@ -189,7 +195,9 @@ def test_silent_blocks_have_no_past():
     assert (mapped[f"{copied}/exp_avg"] == 1).all()
 
 
-@pytest.mark.parametrize("name", ["llama True", "gpt2", "gpt2 tiles and means", "bert tiles", "llama head_dim", "qwen3 tiles and zeros"])
+@pytest.mark.parametrize(
+    "name", ["llama True", "gpt2", "gpt2 tiles and means", "bert tiles", "llama head_dim", "qwen3 tiles and zeros"]
+)
 def test_all_that_is_new_learns_within_two_steps(name):
     family, tied, growth = EXACT[name]
     new, _ = grown(model(family, tied=tied), replace(growth, layers=5))

@@ -17,6 +17,11 @@ def module(request):
     return MODULES[request.param]
 
 
+def wanted(module, world, objective: str, which: str = "CHANGES") -> dict:
+    """What a method's tests ask of the recipe around it, for instance a student that its teacher can become."""
+    return getattr(module, which, lambda world, objective: {})(world, objective)
+
+
 def test_every_method_has_its_tests():
     assert set(methods._built_in()) == set(MODULES)
     assert all(hasattr(m, "ZERO") and hasattr(m, "METHOD") for m in MODULES.values())
@@ -24,13 +29,15 @@ def test_every_method_has_its_tests():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_same_seed_same_bits(world, tmp_path, module, objective):
-    laws.same_seed_same_bits(world, tmp_path, module.METHOD, objective, student__dropout=0.1)
+    changes = {"student__dropout": 0.1} | wanted(module, world, objective)
+    laws.same_seed_same_bits(world, tmp_path, module.METHOD, objective, **changes)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stop_and_resume_same_bits(world, tmp_path, module, objective, precision):
     changes = {"student__dropout": 0.1, "train__precision": precision, "train__micro_batch_tokens": 64}
+    changes |= wanted(module, world, objective)
     laws.stop_and_resume_same_bits(world, tmp_path, module.METHOD, objective, (2, 7), **changes)
 
 
@@ -42,21 +49,22 @@ def test_stop_and_resume_with_muon_and_the_journal(world, tmp_path):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_weight_zero_equals_plain(world, tmp_path, module, objective):
-    laws.weight_zero_equals_plain(world, tmp_path, module.ZERO, objective)
+    changes = wanted(module, world, objective, "ZERO_CHANGES")
+    laws.weight_zero_equals_plain(world, tmp_path, module.ZERO, objective, **changes)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_teacher_unchanged(world, tmp_path, module, objective):
-    laws.teacher_unchanged(world, tmp_path, module.METHOD, objective)
+    laws.teacher_unchanged(world, tmp_path, module.METHOD, objective, **wanted(module, world, objective))
 
 
 def test_one_student_forward_per_step(world, tmp_path, module):
-    laws.one_student_forward_per_step(world, tmp_path, module.METHOD, "causal")
+    laws.one_student_forward_per_step(world, tmp_path, module.METHOD, "causal", **wanted(module, world, "causal"))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_micro_batches_change_nothing(world, tmp_path, module, objective):
-    laws.micro_batches_change_nothing(world, tmp_path, module.METHOD, objective)
+    laws.micro_batches_change_nothing(world, tmp_path, module.METHOD, objective, **wanted(module, world, objective))
 
 
 def test_keeping_all_equals_dense():

@@ -1,7 +1,9 @@
 """Distillation from weak teachers: a sum, not a mix."""
 
 import pytest
+import torch
 from conftest import same_bits, weights
+from safetensors.torch import load_file
 
 from bequest.report import metrics
 from bequest.types import RecipeError
@@ -34,3 +36,24 @@ def test_nothing_to_learn_from_is_said(world, tmp_path):
     method = {"name": "dwt", "hard": 0.0, "soft": 1.0, "end": 0.0, "until": 0.5}
     with pytest.raises(RecipeError, match="no part of the loss has a weight"):
         world.run(tmp_path / "run", method)
+
+
+def test_the_teachers_weights_may_be_where_the_student_begins(world, tmp_path):
+    """The paper's remapping: blocks 0, 1 of the teacher become 0, 1, 1, 1."""
+    still = {"train__tokens": 128, "train__optimiser__lr": 1e-12, "train__optimiser__weight_decay": 0.0}
+    method = {"name": "dwt", "remap": "repeat"}
+    world.run(tmp_path / "run", method, "masked", student__family="bert", student__layers=4, **still)
+    ours, theirs = weights(tmp_path / "run"), load_file(f"{world.teacher['masked']}/model.safetensors")
+    for n, source in enumerate((0, 1, 1, 1)):
+        name = "bert.encoder.layer.{}.intermediate.dense.weight"
+        assert torch.allclose(ours[name.format(n)], theirs[name.format(source)], atol=1e-6)
+
+
+def test_nothing_to_grow_begins_as_the_teacher(world, tmp_path):
+    """With equal sizes every way to remap is the identity: the first loss is the teacher's."""
+    method = {"name": "dwt", "soft": 0.0, "end": 0.0, "remap": "stack"}
+    found = {}
+    for name, changes in (("remapped", {}), ("loaded", {"student": {"load": world.teacher["causal"]}})):
+        world.run(tmp_path / name, method if name == "remapped" else ZERO, **changes)
+        found[name] = metrics.read(tmp_path / name / "metrics.jsonl")[0]["loss"]
+    assert found["remapped"] == found["loaded"]

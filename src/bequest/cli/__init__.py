@@ -78,6 +78,25 @@ def teach(
 
 
 @app.command()
+def grow(
+    source: Annotated[str, typer.Argument(help="A model's folder or hub id.", metavar="FROM")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    sizes: Annotated[
+        list[str] | None, typer.Argument(help="For example hidden=512 layers=12 width=tile", metavar="[KEY=VALUE]...")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Refuse what would not keep the function.")] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Text to measure the loss on; can be given several times.", metavar="[SOURCE=]PATH"),
+    ] = None,
+) -> None:
+    """Make a larger model that begins with what FROM knows: wider, deeper, with more heads."""
+    from .grow import command
+
+    command(source, out, tuple(sizes or ()), exact, tuple(data or ()))
+
+
+@app.command()
 def check(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML file.")] = None,
     overrides: Annotated[

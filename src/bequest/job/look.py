@@ -36,6 +36,13 @@ def evaluate(checkpoint: str, texts: Sequence[dict[str, Any]], sequence: int) ->
 
     `texts` are entries as a recipe's data.valid has them; `sequence` 0 is as long as the model allows, at most 512.
     """
+    where = place("auto", "fp32")
+    model = build.load(checkpoint, build.objective_of(build.config_of(checkpoint)))
+    return validate(model.to(where.device), held_out(checkpoint, texts, sequence), where)
+
+
+def held_out(checkpoint: str, texts: Sequence[dict[str, Any]], sequence: int, tokens: int = 0) -> dict[str, HeldOut]:
+    """Texts as a model reads them, per source; arguments as `evaluate` has them, and about how many tokens are enough (0: all)."""
     config = build.config_of(checkpoint)
     positions = build.positions_of(config)
     if sequence > positions:
@@ -48,17 +55,16 @@ def evaluate(checkpoint: str, texts: Sequence[dict[str, Any]], sequence: int) ->
         "student": {"load": checkpoint},
         "method": {"name": "plain"},
         "train": {"tokens": sequence, "batch_tokens": sequence},
+        "eval": {"tokens": tokens},
     }
     recipe = decode(Recipe, raw, "eval")
     vocabulary = find_tokenizer(recipe)
     check_model("the model", checkpoint, config, sequence, vocabulary)
     objective = find_objective(recipe, vocabulary)
-    held_out = {
+    return {
         p.store.source: HeldOut(Batches((p,), objective, SEQUENCES, 0, ordered=True), int(p.store.text_bytes[-1]))
         for p in packs(recipe, vocabulary, objective, "valid")
     }
-    where = place("auto", "fp32")
-    return validate(build.load(checkpoint, recipe.data.objective).to(where.device), held_out, where)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ..config import NotNegative, Share, Temperature
 from ..loss.combine import distil, next_token, weighted
 from ..loss.schedule import SHAPES
-from ..train.plan import Inputs, Method, Stage
+from ..train.plan import Inputs, Method, Stage, unchanged
 
 
 class DWT(Method):
@@ -31,9 +31,14 @@ class DWT(Method):
     """The weight's course."""
     temperature: Temperature = 1.0
     """Of both models; there is no temperature² factor."""
+    remap: Literal["none", "repeat", "stack", "interpolate", "identity"] = "none"
+    """Begin with the teacher's weights, its blocks for instance `repeat`: 0, 1, 2, 3, 3, 3 as in the paper (section 3.3)."""
+    width: Literal["pad", "tile", "copies", "random"] = "pad"
+    """How its weights grow where the student is wider, too; the paper's teachers are as wide."""
 
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
         """One stage."""
         soft = SHAPES[self.shape](self.soft, self.end, self.until)
         loss = weighted((self.hard, next_token), (soft, distil(inputs.teacher, self.temperature, factor=1.0)))
-        yield Stage("distil", inputs.batches, loss, inputs.steps)
+        enter = unchanged if self.remap == "none" else inputs.handed_down("teacher", self.width, self.remap)
+        yield Stage("distil", inputs.batches, loss, inputs.steps, enter)

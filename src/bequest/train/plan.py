@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ..config import Config
 from ..data.batches import Batches
+from ..model.grow.depth import Depth
+from ..model.grow.growth import into
+from ..model.grow.width import Width
 from ..model.language import LanguageModel
 from ..optim import Policy
 from ..types import Batch, Journal, LossFn, RecipeError, Teacher
@@ -76,16 +79,29 @@ class Inputs:
         """The domains, in the recipe's order."""
         return self.batches.sources
 
+    def model(self, name: str) -> Callable[[], LanguageModel]:
+        """A predecessor as a model, loaded when called.
+
+        Raises RecipeError when the recipe has only its answers.
+        """
+        if name not in self.models:
+            raise RecipeError(f"the method needs the teacher itself, not only a store; give teachers.{name}.load, too")
+        return self.models[name]
+
+    def handed_down(self, name: str, width: Width, depth: Depth) -> Enter:
+        """Enter a stage with that predecessor's weights, grown to the student's sizes, in the student's place."""
+        predecessor = self.model(name)
+        return lambda student, moments: (into(predecessor(), student, width, depth, self.seed), {})
+
     def against_teacher(self, share: float, sequences: int = 64) -> tuple[Batches, Measure]:
         """Batches without some reserved sequences, and a comparison of student and teacher on those, every `share` of the run."""
-        if "teacher" not in self.models:
-            raise RecipeError("comparing needs the teacher itself, not only a store; give teachers.teacher.load, too")
+        predecessor = self.model("teacher")
         batches, held = self.batches.reserve(sequences)
 
         def ask(model: LanguageModel, journal: Journal) -> dict[str, float]:
             found = {"student": self.evaluate(model, held)}
             if not any("teacher" in entry.values for entry in journal):
-                found["teacher"] = self.evaluate(self.models["teacher"](), held)
+                found["teacher"] = self.evaluate(predecessor(), held)
             return found
 
         return batches, Measure(max(1, round(share * self.steps)), ask)

@@ -6,6 +6,7 @@ An optimiser's moments follow from the same copies, because gradients obey g = A
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,8 +17,29 @@ from torch import Tensor
 
 NEW, ZERO = -1, -2
 """Instead of an old slot: one that is filled as the axis says, and one that is zero."""
-
+SAMPLE = 1 << 16
+"""Numbers of a tensor that tell how far they are spread."""
 NewSlots = Literal["free", "zero", "mean"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Slots one after the other that are copies of old ones one after the other, or all NEW, or all ZERO."""
+
+    start: int
+    length: int
+    source: int
+    """The first old slot, NEW or ZERO."""
+
+    @property
+    def here(self) -> slice:
+        """Where they are."""
+        return slice(self.start, self.start + self.length)
+
+    @property
+    def there(self) -> slice:
+        """Where they were."""
+        return slice(self.source, self.source + self.length)
 
 
 @dataclass(frozen=True)
@@ -39,30 +61,20 @@ class Axis:
     new: NewSlots = "free"
     """What new slots hold: numbers as spread as the tensor's, nothing, or the mean of the old slots."""
 
-    @cached_property
-    def same(self) -> bool:
-        """Whether every slot is the old one, if not in size."""
-        return torch.equal(self.source_I, torch.arange(self.old))
-
     @property
     def freed(self) -> Axis:
         """The same axis where nothing has to be zero: in a block that says nothing yet."""
         return replace(self, source_I=self.source_I.clamp_min(NEW))
 
     @cached_property
-    def kept_I(self) -> Tensor:
-        """An old slot for each one, whatever it is worth."""
-        return self.source_I.clamp_min(0)
-
-    @cached_property
-    def fresh(self) -> Tensor:
-        """The new slots."""
-        return (self.source_I == NEW).nonzero()[:, 0]
-
-    @cached_property
-    def silent(self) -> Tensor:
-        """The slots that are zero."""
-        return (self.source_I == ZERO).nonzero()[:, 0]
+    def runs(self) -> list[Run]:
+        """All slots, in as few runs as there are."""
+        source_I = self.source_I
+        follows = torch.where(source_I[1:] < 0, source_I[1:] == source_I[:-1], source_I[1:] == source_I[:-1] + 1)
+        follows &= (source_I[:-1] < 0) == (source_I[1:] < 0)
+        starts = [0, *(1 + (~follows).nonzero()[:, 0]).tolist()]
+        ends = [*starts[1:], len(source_I)]
+        return [Run(a, e - a, int(source_I[a])) for a, e in zip(starts, ends, strict=True)]
 
 
 def axis(
@@ -90,57 +102,81 @@ def joined(axes: Sequence[Axis]) -> Axis:
     return Axis(before, torch.cat(sources), times_I, moment_I, axes[0].new)
 
 
-def weights(old: Tensor, axes: Sequence[Axis], generator: torch.Generator) -> Tensor:
-    """A tensor grown along its axes; in its own precision, which should be fp32 at least."""
-    spread = old.std().item() if old.numel() > 1 else 0.0
+class Noise:
+    """Normal numbers for new slots, from anywhere in a supply that is drawn once: drawing each would take most of a growth."""
 
-    def fill(part: Tensor, axis: Axis, mean: Tensor) -> Tensor:
+    SUPPLY = 1 << 18
+
+    def __init__(self, like: Tensor, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        self.supply = torch.randn(self.SUPPLY, generator=draw, dtype=torch.float32).to(like.device, like.dtype)
+        self.places = random.Random(seed)
+
+    def __call__(self, part: Tensor, spread: Tensor) -> None:
+        """Fill rows and columns [R, C]."""
+        many = max(1, self.SUPPLY // 2 // part.shape[1])
+        for first in range(0, len(part), many):
+            rows = part[first : first + many]
+            place = self.places.randrange(self.SUPPLY - rows.numel() + 1)
+            torch.mul(self.supply[place : place + rows.numel()].view(rows.shape), spread, out=rows)
+
+
+def weights(old: Tensor, axes: Sequence[Axis], noise: Noise) -> Tensor:
+    """A tensor grown along its axes; in its own precision, which should be fp32 at least."""
+    sample = old.flatten()[:: 1 + old.numel() // SAMPLE]
+    spread = sample.std(correction=0)  # stays a tensor: growth is also tried on tensors without numbers
+
+    def fill(part: Tensor, axis: Axis, rows: Tensor) -> None:
         match axis.new:
             case "zero":
-                return part.zero_()
+                part.zero_()
             case "mean":
-                return part.copy_(mean.expand_as(part))
-        return part.normal_(0.0, spread * _size(axis.times_I), generator=generator)
+                part.copy_((rows.mean(1, keepdim=True) * _size(axis.times_I)).expand_as(part))
+            case "free":
+                noise(part, spread * _size(axis.times_I))
 
     return _grown(old, axes, [axis.times_I for axis in axes], fill)
 
 
 def first_moment(old: Tensor, axes: Sequence[Axis]) -> Tensor:
     """A running mean of gradients, as if the grown model had had them; nothing for new slots."""
-    return _grown(old, axes, [axis.moment_I for axis in axes], lambda part, axis, mean: part.zero_())
+    return _grown(old, axes, [axis.moment_I for axis in axes], lambda part, axis, rows: part.zero_())
 
 
 def second_moment(old: Tensor, axes: Sequence[Axis]) -> Tensor:
     """A running mean of squared gradients. New slots get the mean of the old: with nothing, Adam's first steps would be far too long."""
     squares = [axis.moment_I.square() for axis in axes]
-    return _grown(old, axes, squares, lambda part, axis, mean: part.fill_(old.mean().item()))
+    return _grown(old, axes, squares, lambda part, axis, rows: part.fill_(old.mean()))
 
 
-Fill = Callable[[Tensor, Axis, Tensor], Tensor]
-"""Fills new slots, given the mean of the old ones along the axis."""
-
-
-def _grown(old: Tensor, axes: Sequence[Axis], factors: Sequence[Tensor], fill: Fill) -> Tensor:
-    assert old.dim() == len(axes)
-    found = old
-    for dim in reversed(range(old.dim())):  # the last one first: rows are then copied whole
-        found = _along(found, dim, axes[dim], factors[dim], fill)
-    return found.clone() if found is old else found
-
-
-def _along(old: Tensor, dim: int, axis: Axis, factor_I: Tensor, fill: Fill) -> Tensor:
-    if axis.same and not bool((factor_I != 1).any()):
-        return old
-    found = old.index_select(dim, axis.kept_I.to(old.device))
-    shape = [-1 if d == dim else 1 for d in range(old.dim())]
-    if bool((factor_I != 1).any()):
-        found *= factor_I.to(old.device, old.dtype).view(shape)
-    if len(axis.silent):
-        found.index_fill_(dim, axis.silent.to(old.device), 0.0)
-    if len(axis.fresh):
-        mean = old.mean(dim, keepdim=True) * _size(factor_I)
-        part = found.index_select(dim, axis.fresh.to(old.device))
-        found.index_copy_(dim, axis.fresh.to(old.device), fill(part, axis, mean))
+def _grown(
+    old: Tensor, axes: Sequence[Axis], factors: Sequence[Tensor], fill: Callable[[Tensor, Axis, Tensor], object]
+) -> Tensor:
+    """Every number is written once. `fill` gets new slots, their axis, and the old rows (multiplied) that they stand beside."""
+    if old.dim() == 1:
+        return _grown(old[None], [kept(1), *axes], [torch.ones(1), *factors], fill)[0]
+    rows, columns = axes
+    factor_R, factor_C = (factor.to(old.device, old.dtype) for factor in factors)
+    found = old.new_empty(len(rows.source_I), len(columns.source_I))
+    for row in rows.runs:
+        if row.source < 0:
+            whole = found[row.here]
+            whole.zero_() if row.source == ZERO else fill(whole, rows, old)
+            continue
+        for column in columns.runs:
+            part, source, factor_r1 = found[row.here, column.here], old[row.there], factor_R[row.here, None]
+            if column.source >= 0:
+                factor_c = factor_C[column.here]
+                if bool((factor_c == 1).all()):
+                    part.copy_(source[:, column.there])
+                else:
+                    torch.mul(source[:, column.there], factor_c, out=part)
+                if bool((factor_r1 != 1).any()):
+                    part *= factor_r1
+            elif column.source == ZERO:
+                part.zero_()
+            else:
+                fill(part, columns, source * factor_r1 if columns.new == "mean" else source)
     return found
 
 

@@ -79,15 +79,16 @@ class Family:
 
     def sizes(self, config: Any) -> Sizes:
         """A configuration's sizes."""
-        one = lambda name: getattr(config, self.keys[name]) if name in self.keys else None
-        heads, hidden = one("heads"), one("hidden")
+        known = {name: getattr(config, key) for name, key in self.keys.items()}
+        hidden, heads = int(known["hidden"]), int(known["heads"])
+        own_head_dim = getattr(config, "head_dim", None) if self.free_head_dim else None
         return Sizes(
             hidden=hidden,
-            layers=one("layers"),
+            layers=int(known["layers"]),
             heads=heads,
-            kv_heads=one("kv_heads") or heads,
-            head_dim=(getattr(config, "head_dim", None) if self.free_head_dim else None) or hidden // heads,
-            feed_forward=one("feed_forward") or 4 * hidden,
+            kv_heads=int(known.get("kv_heads") or heads),
+            head_dim=int(own_head_dim or hidden // heads),
+            feed_forward=int(known["feed_forward"] or 4 * hidden),
         )
 
     def options(self, sizes: Sizes) -> dict[str, int]:

@@ -8,17 +8,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...config import Config, Count, NotNegative
 from ...types import ModelError
 from ..language import LanguageModel
-from .axis import Axis, first_moment, joined, kept, second_moment, weights
+from .axis import Axis, Noise, first_moment, joined, kept, second_moment, weights
 from .depth import Block, Depth, blocks
 from .family import Family, Sizes, family_of
 from .width import Width, block_axes, stream_axes
 
 Moments = dict[str, Tensor]
+DROPOUT = (
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_pdrop",
+    "embd_pdrop",
+    "hidden_dropout_prob",
+    "resid_pdrop",
+)
+SIZES = ("hidden", "layers", "heads", "kv_heads", "head_dim", "feed_forward")
 PREFIX = "model.model."
 """Of a transformers model's parameters in the optimiser's state: it trains student and loss, and the student holds the model."""
 
@@ -79,9 +88,11 @@ def change(config: Any, growth: Growth) -> Change:
     family = family_of(config)
     old = family.sizes(config)
     new = _sizes(config, family, old, growth)
-    for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "feed_forward"):
+    for name in SIZES:
         if getattr(new, name) < getattr(old, name):
-            raise ModelError(f"models grow, they do not shrink: {name} {getattr(new, name)} is less than {getattr(old, name)}")
+            raise ModelError(
+                f"models grow, they do not shrink: {name} {getattr(new, name)} is less than {getattr(old, name)}"
+            )
     _require_possible(config, family, old, new, growth)
     return Change(family, old, new, growth)
 
@@ -92,7 +103,11 @@ def _sizes(config: Any, family: Family, old: Sizes, growth: Growth) -> Sizes:
     if not heads:  # where a head's channels are hidden / heads, more of them keep those that there are
         heads = old.heads if family.free_head_dim or hidden % old.head_dim else hidden // old.head_dim
     if hidden % heads:
-        fitting = f"; {hidden // old.head_dim} heads of {old.head_dim} channels would do" if hidden % old.head_dim == 0 else ""
+        fitting = (
+            f"; {hidden // old.head_dim} heads of {old.head_dim} channels would do"
+            if hidden % old.head_dim == 0
+            else ""
+        )
         raise ModelError(f"hidden {hidden} must be a multiple of heads {heads}{fitting}")
     alone = old.heads == old.kv_heads  # every head has keys and values of its own
     kv_heads = growth.kv_heads or (heads if alone else old.kv_heads)
@@ -121,7 +136,9 @@ def _require_possible(config: Any, family: Family, old: Sizes, new: Sizes, growt
                 "speeds that must be there again; choose a multiple, or more heads"
             )
         if config.model_type == "qwen3":
-            raise ModelError("a qwen3 norms each head's channels, so that head_dim cannot grow; give more heads instead")
+            raise ModelError(
+                "a qwen3 norms each head's channels, so that head_dim cannot grow; give more heads instead"
+            )
         kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
         if family.rotary and kind not in ("default", "linear", "llama3"):
             raise ModelError(f"head_dim cannot grow under rotary positions of the kind {kind}; give more heads instead")
@@ -131,19 +148,59 @@ def _require_possible(config: Any, family: Family, old: Sizes, new: Sizes, growt
             f"take width: tile and a multiple of hidden {old.hidden}, or width: copies"
         )
     if getattr(config, "scale_attn_by_inverse_layer_idx", False) and new.layers != old.layers:
-        raise ModelError("attention scaled by its block's number (scale_attn_by_inverse_layer_idx) cannot grow in depth")
+        raise ModelError(
+            "attention scaled by its block's number (scale_attn_by_inverse_layer_idx) cannot grow in depth"
+        )
 
 
-def grown(model: LanguageModel, growth: Growth, moments: Mapping[str, Tensor] | None = None) -> tuple[LanguageModel, Moments]:
+def grown(
+    model: LanguageModel,
+    growth: Growth,
+    moments: Mapping[str, Tensor] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[LanguageModel, Moments]:
     """The model after `growth`, on the same device, and the optimiser's moments as if it had been trained so.
 
-    New slots start with no first moment and the mean of the old second moments. Raises ModelError when it cannot be done.
+    New slots start with no first moment and the mean of the old second moments. `options` are further keys of the grown
+    model's configuration. Raises ModelError when it cannot be done.
     """
     todo = change(model.model.config, growth)
     grower = _Grower(todo, model.model)
-    parameters = dict(grower.parameters())
-    larger = _assembled(model.model, todo, grower.blocks, parameters)
-    return larger, dict(grower.moments(moments or {}))
+    larger = _empty(model.model, todo, grower.blocks, options or {})
+    names = {name for name, _ in larger.named_parameters()}
+    for name, value in grower.weights():
+        owner, _, leaf = name.rpartition(".")
+        setattr(larger.get_submodule(owner), leaf, nn.Parameter(value))
+        names.remove(name)
+    assert not names, "a family's table names every tensor"
+    larger.tie_weights()
+    if todo.family.post:
+        _open_norms(todo.family, grower.blocks, dict(larger.named_parameters()))
+    return LanguageModel(larger.train(model.model.training), known=True), dict(grower.moments(moments or {}))
+
+
+def into(
+    predecessor: LanguageModel, student: LanguageModel, width: Width, depth: Depth, seed: int = 0
+) -> LanguageModel:
+    """A predecessor grown to the student's sizes, in the student's place; everything but sizes and dropout is as the predecessor has it.
+
+    Raises ModelError where weights cannot be handed down.
+    """
+    own, wanted = (model.model.config for model in (predecessor, student))
+    for name, what in (
+        ("model_type", "architecture"),
+        ("vocab_size", "number of rows in its vocabulary"),
+        ("tie_word_embeddings", "tying of the output matrix"),
+    ):
+        if getattr(own, name) != getattr(wanted, name):
+            raise ModelError(
+                f"weights cannot be handed down: the predecessor's {what} is {getattr(own, name)}, "
+                f"the student's {getattr(wanted, name)}; give the student the predecessor's"
+            )
+    sizes = {name: getattr(family_of(wanted).sizes(wanted), name) for name in SIZES}
+    sizes |= {} if family_of(wanted).free_head_dim else {"head_dim": 0}
+    drops = {name: getattr(wanted, name) for name in DROPOUT if hasattr(wanted, name)}
+    return grown(predecessor, Growth(**sizes, width=width, depth=depth, seed=seed), options=drops)[0]
 
 
 class _Grower:
@@ -157,8 +214,7 @@ class _Grower:
         self.stream = stream_axes(*arguments, self.family, model.config.tie_word_embeddings, draw)
         self.inside = [block_axes(*arguments, self.family.rotary, draw) for _ in range(todo.old.layers)]
         self.blocks = blocks(todo.old.layers, todo.new.layers, todo.growth.depth, draw)
-        device = next(iter(self.old.values())).device
-        self.fill = torch.Generator(device).manual_seed(todo.growth.seed)
+        self.noise = Noise(next(iter(self.old.values())), todo.growth.seed)
 
     def axes(self, place: str, block: Block | None, old: Tensor) -> list[Axis]:
         """A tensor's axes.
@@ -172,7 +228,9 @@ class _Grower:
         ]
         if [axis.old for axis in found] != list(old.shape):
             promised = tuple(axis.old for axis in found)
-            raise ModelError(f"the model's {place} is {tuple(old.shape)}, but its configuration promises {promised}; it is damaged")
+            raise ModelError(
+                f"the model's {place} is {tuple(old.shape)}, but its configuration promises {promised}; it is damaged"
+            )
         return found
 
     def places(self) -> Iterator[tuple[str, str, Tensor, Block | None]]:
@@ -186,8 +244,8 @@ class _Grower:
                 if block.source == number:
                     yield self.family.name(place, n), place, old, block
 
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The larger model's weights."""
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The larger model's."""
         for name, place, old, block in self.places():
             axes = self.axes(place, block, old)
             if block and block.silent:
@@ -195,9 +253,11 @@ class _Grower:
                     yield name, old.new_zeros([len(axis.source_I) for axis in axes])
                     continue
                 axes = [axis.freed for axis in axes]
-            found = weights(old, axes, self.fill)
+            found = weights(old, axes, self.noise)
             if self.todo.growth.noise and found.dim() > 1:
-                found += self.todo.growth.noise * torch.empty_like(found).normal_(generator=self.fill)
+                more = torch.empty_like(found)
+                self.noise(more, torch.tensor(self.todo.growth.noise))
+                found += more
             yield name, found
 
     def moments(self, moments: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -218,34 +278,29 @@ class _Grower:
                 grow = second_moment if kind == "exp_avg_sq" else first_moment
                 found = grow(value, self.axes(place, block, old))
                 if block and block.silent:  # what the block's source has learned from, this one has not
-                    found.fill_(found.mean().item() if kind == "exp_avg_sq" else 0.0)
+                    found.fill_(found.mean() if kind == "exp_avg_sq" else 0.0)
                 yield f"{PREFIX}{name}/{kind}", found
 
 
-def _assembled(model: Any, todo: Change, made: list[Block], parameters: dict[str, Tensor]) -> LanguageModel:
-    """A transformers model around the grown weights; nothing is drawn or copied again."""
+def _empty(model: Any, todo: Change, made: list[Block], more: Mapping[str, Any]) -> Any:
+    """A transformers model of the grown sizes, whose weights nobody has written yet."""
     from transformers.initialization import no_init_weights
 
-    if todo.family.post:
-        _open_norms(todo.family, made, parameters)
-    options = todo.family.options(todo.new)
+    options: dict[str, Any] = dict(todo.family.options(todo.new)) | dict(more)
     if kinds := getattr(model.config, "layer_types", None):
-        options["layer_types"] = [kinds[block.source] for block in made]
+        options |= {"layer_types": [kinds[block.source] for block in made]}
     config = copy.deepcopy(model.config)
     for key, value in options.items():
         setattr(config, key, value)
-    with no_init_weights():
+    with no_init_weights(), next(model.parameters()).device:
         larger = type(model)(config)
     larger.tie_weights()
-    asked = dict(larger.named_parameters())
-    assert asked.keys() == parameters.keys(), "a family's table names every tensor"
-    for name, parameter in asked.items():
-        parameter.data = parameters[name]
     if model.can_generate():
         larger.generation_config = model.generation_config
-    return LanguageModel(larger.to(next(model.parameters()).device).train(model.training))
+    return larger
 
 
+@torch.no_grad()
 def _open_norms(family: Family, made: list[Block], parameters: Mapping[str, Tensor]) -> None:
     """Where norms stand on the stream, a silent block hands on what it gets, since a norm of a norm is the same again.
 

@@ -12,7 +12,7 @@ writers are divided and the norms' gains multiplied by sqrt(k D / D'), so that n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,7 +26,9 @@ UNEVEN = 0.2
 """How far the shares of copies are apart: equal ones would get equal gradients and stay equal for ever."""
 
 
-def stream_axes(old: Sizes, new: Sizes, width: Width, family: Family, tied: bool, draw: torch.Generator) -> dict[str, Axis]:
+def stream_axes(
+    old: Sizes, new: Sizes, width: Width, family: Family, tied: bool, draw: torch.Generator
+) -> dict[str, Axis]:
     """The axes along the residual stream. They are one and the same in all blocks."""
     whole = new.hidden // old.hidden * old.hidden if width == "tile" else new.hidden
     source_I = torch.full((new.hidden,), NEW)
@@ -36,7 +38,7 @@ def stream_axes(old: Sizes, new: Sizes, width: Width, family: Family, tied: bool
     kept = whole if width == "tile" else old.hidden
     eta = math.sqrt(kept / new.hidden) if exact else 1.0
     rest: NewSlots = "free" if width == "random" else "mean" if family.layer_norm and not family.post else "zero"
-    of = lambda times, moment, fill: axis(old.hidden, source_I, times, moment, fill)
+    of = partial(axis, old.hidden, source_I)
     return {
         "hidden": of(1 / eta, eta * share_I, rest),
         "stream": of(share_I, 1.0, "free"),
@@ -64,26 +66,24 @@ def block_axes(old: Sizes, new: Sizes, width: Width, rotary: bool, draw: torch.G
 
 def _attention(
     old: Sizes, new: Sizes, width: Width, rotary: bool, draw: torch.Generator, silent: NewSlots
-) -> Mapping[str, Axis]:
+) -> dict[str, Axis]:
     """New query heads go inside the groups that share a key-value head, new groups behind the old ones."""
     inside, inside_new = old.heads // old.kv_heads, new.heads // new.kv_heads
-    group_G, head_g = (
-        _units(a, e, width, draw) for a, e in ((old.kv_heads, new.kv_heads), (inside, inside_new))
-    )
+    group_G, head_g = (_units(a, e, width, draw) for a, e in ((old.kv_heads, new.kv_heads), (inside, inside_new)))
     share_G, share_g = _shares(group_G, width, draw), _shares(head_g, width, draw)
     channel_h = _channels(old.head_dim, new.head_dim, rotary)
-    grouped_GI = lambda shares: shares[:, None].expand(-1, new.head_dim).flatten()
     share_H = (share_G[:, None] * share_g).flatten()
+    share_HI, share_GI = share_H.repeat_interleave(new.head_dim), share_G.repeat_interleave(new.head_dim)
     query_H = torch.where((group_G[:, None] < 0) | (head_g < 0), NEW, group_G[:, None] * inside + head_g).flatten()
     query_I, value_I = (_with_channels(units, channel_h, old.head_dim, NEW) for units in (query_H, group_G))
     key_I = _with_channels(group_G, channel_h, old.head_dim, ZERO)
     scale = math.sqrt(new.head_dim / old.head_dim)  # scores are divided by the root of a head's channels
     queries, groups = old.heads * old.head_dim, old.kv_heads * old.head_dim
     return {
-        "query": axis(queries, query_I, 1.0, grouped_GI(share_H)),
-        "key": axis(groups, key_I, scale, grouped_GI(share_G) / scale),
-        "value": axis(groups, value_I, 1.0, grouped_GI(share_G)),
-        "mixed": axis(queries, query_I, grouped_GI(share_H), 1.0, silent),
+        "query": axis(queries, query_I, 1.0, share_HI),
+        "key": axis(groups, key_I, scale, share_GI / scale),
+        "value": axis(groups, value_I, 1.0, share_GI),
+        "mixed": axis(queries, query_I, share_HI, 1.0, silent),
     }
 
 
@@ -126,5 +126,3 @@ def _with_channels(unit_U: Tensor, channel_h: Tensor, old: int, absent: int) -> 
     """The old slot of each unit's each channel; `absent` where an old unit has got a new channel."""
     found_Uh = torch.where(channel_h < 0, absent, unit_U[:, None] * old + channel_h)
     return torch.where(unit_U[:, None] < 0, NEW, found_Uh).flatten()
-
-

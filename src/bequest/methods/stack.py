@@ -1,0 +1,40 @@
+"""Stacking (G_stack, Du et al. 2024, arXiv 2405.15319): begin as the predecessor, made deeper; it may go on teaching (LOIRE's idea)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from ..config import Share, Temperature
+from ..loss.combine import distil, next_token, weighted
+from ..loss.schedule import SHAPES
+from ..train.plan import Inputs, Method, Stage
+
+
+class Stack(Method):
+    """The teacher's blocks on top of themselves up to the student's depth, then (1 - rate) x next token + rate x KL(teacher || student).
+
+    The paper stacks 4 times, once, early in training (its section 4), and does not distil: `start: 0`.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    depth: Literal["stack", "interpolate", "identity", "repeat", "copies"] = "stack"
+    """How blocks become more; identity keeps the function, stack trained fastest (figure 3)."""
+    width: Literal["pad", "tile", "copies", "random"] = "pad"
+    """How the rest grows where the student is wider, too."""
+    start: Share = 0.0
+    """The inheritance rate at step 0, as in KI; 0 asks the teacher nothing."""
+    until: Share = 0.32
+    """The share of the run after which the rate is zero."""
+    shape: Literal["linear", "constant", "heaviside", "cosine", "wsd"] = "linear"
+    """The rate's course."""
+    temperature: Temperature = 1.0
+    """Of both models."""
+
+    def plan(self, inputs: Inputs) -> Iterator[Stage]:
+        """One stage, begun with the teacher's weights."""
+        rate = SHAPES[self.shape if self.start else "linear"](self.start, 0.0, self.until if self.start else 0.0)
+        loss = weighted((rate, distil(inputs.teacher, self.temperature)), (1 - rate, next_token))
+        enter = inputs.handed_down("teacher", self.width, self.depth)
+        yield Stage("grow", inputs.batches, loss, inputs.steps, enter)
