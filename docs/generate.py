@@ -11,6 +11,7 @@ from pathlib import Path
 from bequest import config, methods
 from bequest.compare.sweep import Sweep
 from bequest.config import Config
+from bequest.model.grow.growth import Growth
 from bequest.recipe import MAY_CHANGE, Recipe
 
 PAGE = Path(__file__).with_name("recipes.md")
@@ -30,6 +31,8 @@ def _tables() -> Iterator[str]:
     for name in methods._built_in():
         yield f"## `method`: `{name}`\n"
         yield from _table(methods.find(name))
+    yield "## `bequest grow`\n"
+    yield from _table(Growth)
     yield "## Sweeps\n\nThe files of `bequest compare`; see [](comparing.md).\n"
     for cls, places in _places(Sweep).items():
         yield "### " + (" and ".join(f"`{place}`" for place in places) if all(places) else "The whole sweep") + "\n"
