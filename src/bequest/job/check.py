@@ -24,7 +24,7 @@ from ..model import build
 from ..model.flops import TRAINING, forward_flops
 from ..model.language import LanguageModel
 from ..optim import Policy
-from ..recipe import Recipe, Text
+from ..recipe import Recipe, TeacherModel, Text
 from ..report import trackers
 from ..teach.store import exists
 from ..train.plan import Method, Stage
@@ -33,7 +33,7 @@ from ..types import BequestError, Clock, FolderError, LossFn, Teacher
 from . import folder
 from .asked import require_answers
 from .economy import sentences
-from .footprint import footprint, made_fake, process_bytes
+from .footprint import footprint, made_fake, process_bytes, twin
 from .prepare import (
     Prepared,
     check_model,
@@ -211,17 +211,21 @@ def plan(recipe: Recipe, out: Path) -> Plan:
         for what, t in recipe.teachers.items()
         if t.live
     }
-    of_folder = {recipe.teachers[name].load: found for name, found in predecessors.items()}
-    # What an earlier stage leaves behind is as large as the student.
-    given, simple = (
-        inputs(one, prepared, where, out, lambda spec: of_folder.get(spec.load, model))
-        for one in (recipe, _simple(recipe))
-    )
+    at_hand = {recipe.teachers[name].load: found for name, found in predecessors.items()}
+    left: dict[str, LanguageModel] = {}  # by earlier stages, of which a later one may learn
+
+    def load(spec: TeacherModel) -> LanguageModel:
+        return at_hand.setdefault(spec.load, left[spec.load]) if spec.load in left else at_hand[spec.load]
+
+    given, simple = (inputs(one, prepared, where, out, load) for one in (recipe, _simple(recipe)))
     policy = Policy(recipe.train.schedule, recipe.train.batch_tokens, recipe.train.tokens)
     settings, stages = settings_of(recipe, where, policy), []
     for stage, simpler in zip(method.plan(given), method.plan(simple), strict=True):
         model, _ = stage.enter(model, {})
-        stages.append(_cost(stage, simpler.loss, model, predecessors.values(), settings, mode))
+        stages.append(_cost(stage, simpler.loss, model, at_hand.values(), settings, mode))
+        for folder_of_stage in left:
+            at_hand.pop(folder_of_stage, None)
+        left[str(out / "stages" / stage.name)] = twin(model, mode)
     parameters = {"student": _count(model)} | {name: _count(found) for name, found in predecessors.items()}
     rows = chunk_rows(model.vocabulary, where.dtype, torch.device(where.device))
     chunk = where.dtype.itemsize * model.vocabulary * min(rows, settings.micro_batch * recipe.data.sequence)

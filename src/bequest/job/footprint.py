@@ -75,6 +75,13 @@ def made_fake(model: LanguageModel, mode: FakeTensorMode) -> LanguageModel:
     return model
 
 
+def twin(model: LanguageModel, mode: FakeTensorMode) -> LanguageModel:
+    """Another model of the same kind and sizes, fake as well."""
+    with torch.device("meta"):
+        other = type(model.model)(model.model.config)
+        return made_fake(LanguageModel(other), mode)
+
+
 def footprint(
     model: LanguageModel,
     loss: LossFn,

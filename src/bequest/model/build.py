@@ -17,8 +17,7 @@ UNTRAINED_SEED = 1_762_013
 def build(student: Student, vocabulary: Any, positions: int) -> LanguageModel:
     """A student with fresh weights. `vocabulary` gives the ids, `positions` the longest sequence.
 
-    Weights are drawn from torch's global generator: seed it first. Their spread is sqrt(2 / 5 hidden) (Nguyen and Salazar
-    2019, "small init"): 0.023 at BERT's width of 768, for which transformers' fixed 0.02 was chosen.
+    Weights are drawn from torch's global generator: seed it first.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -33,12 +32,20 @@ def build(student: Student, vocabulary: Any, positions: int) -> LanguageModel:
         student.family,
         vocab_size=rows,
         tie_word_embeddings=student.tied,
-        initializer_range=math.sqrt(2 / (5 * student.hidden)),
+        initializer_range=spread(student.hidden),
         **ids,
         **_sizes(student, positions, tokenizer.pad_token_id or 0),
     )
     auto = AutoModelForMaskedLM if student.family in ("bert", "roberta") else AutoModelForCausalLM
     return LanguageModel(auto.from_config(config))  # type: ignore[no-untyped-call]
+
+
+def spread(hidden: int) -> float:
+    """Standard deviation of fresh weights, sqrt(2 / 5 hidden) (Nguyen and Salazar 2019, "small init").
+
+    That is 0.023 at BERT's width of 768, for which transformers' fixed 0.02 was chosen.
+    """
+    return math.sqrt(2 / (5 * hidden))
 
 
 def _sizes(student: Student, positions: int, padding: int) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class Stage:
     steps: int
     enter: Enter = unchanged
     optimiser: Literal["carry", "fresh"] = "carry"
-    rate: Literal["run"] | Policy = "run"
-    """The run's learning-rate schedule, or one of its own over this stage."""
+    rate: Literal["run", "stage"] | Policy = "run"
+    """The run's learning-rate schedule over the run, or over this stage alone, or one of its own over this stage."""
     measure: Measure | None = None
 
 

@@ -242,10 +242,12 @@ def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, s
 
 
 def rate_at(stage: Stage, policy: Policy, clock: Clock, steps: int, batch_tokens: int) -> float:
-    """The learning rate's multiplier at a clock: the run's policy over all its steps, or the stage's own over the stage."""
+    """The learning rate's multiplier at a clock: the run's policy over all its steps, or it or the stage's own over the stage."""
     if stage.rate == "run":
         return policy(clock.run_tokens, steps * batch_tokens)
-    return stage.rate(clock.tokens, stage.steps * batch_tokens)
+    tokens = stage.steps * batch_tokens
+    own = replace(policy, planned=tokens) if stage.rate == "stage" else stage.rate
+    return own(clock.tokens, tokens)
 
 
 def _backward(trained: Trained, batch: Batch, clock: Clock, settings: Settings, state: State) -> Iterator[Loss]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...config import Config, Count, NotNegative
 from ...types import ModelError
+from ..build import spread
 from ..language import LanguageModel
 from .axis import Axis, Noise, first_moment, joined, kept, second_moment, weights
 from .depth import Block, Depth, blocks
@@ -169,8 +170,7 @@ def grown(
     larger = _empty(model.model, todo, grower.blocks, options or {})
     names = {name for name, _ in larger.named_parameters()}
     for name, value in grower.weights():
-        owner, _, leaf = name.rpartition(".")
-        setattr(larger.get_submodule(owner), leaf, nn.Parameter(value))
+        _put(larger, name, value)
         names.remove(name)
     assert not names, "a family's table names every tensor"
     larger.tie_weights()
@@ -201,6 +201,24 @@ def into(
     sizes |= {} if family_of(wanted).free_head_dim else {"head_dim": 0}
     drops = {name: getattr(wanted, name) for name in DROPOUT if hasattr(wanted, name)}
     return grown(predecessor, Growth(**sizes, width=width, depth=depth, seed=seed), options=drops)[0]
+
+
+def fresh(model: LanguageModel, growth: Growth) -> LanguageModel:
+    """A model of the sizes that `model` would grow to, with fresh weights of the seed of `growth`.
+
+    Torch's global generators go on as if nothing had been drawn. Raises ModelError when it could not grow so.
+    """
+    todo = change(model.model.config, growth)
+    made = blocks(todo.old.layers, todo.new.layers, "repeat", torch.Generator())
+    larger = _empty(model.model, todo, made, {"initializer_range": spread(todo.new.hidden)})
+    like = next(model.parameters())
+    for name, parameter in list(larger.named_parameters()):
+        _put(larger, name, like.new_empty(parameter.shape))
+    larger.tie_weights()
+    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        torch.manual_seed(growth.seed)
+        larger.init_weights()
+    return LanguageModel(larger.train(model.model.training), known=True)
 
 
 class _Grower:
@@ -298,6 +316,11 @@ def _empty(model: Any, todo: Change, made: list[Block], more: Mapping[str, Any])
     if model.can_generate():
         larger.generation_config = model.generation_config
     return larger
+
+
+def _put(model: Any, name: str, value: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
 
 @torch.no_grad()
