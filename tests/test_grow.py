@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from bequest.model.grow import width
+from bequest.model.grow.fade import FadingNorm, fade
 from bequest.model.grow.growth import PREFIX, Growth, change, grown
 from bequest.model.language import LanguageModel
 from bequest.types import ModelError
@@ -123,6 +124,41 @@ def test_blocks_under_norms_on_the_stream_are_silent_but_for_the_norms_epsilon(f
     assert 0 < off(old, new) < most
 
 
+@pytest.mark.parametrize("family", ENCODERS)
+def test_channels_that_fade_in_are_exact_at_any_width(family):
+    """At m = 0 the smaller model's function; at m = 1 that of the ordinary folder."""
+    old = model(family)
+    new, _ = grown(old, Growth(hidden=60, heads=5, feed_forward=130, width="fade"))
+    plain = off(old, new)
+    shares = (0.0, 0.01, 1.0)
+    found = []
+    for share in shares:
+        fade(new, share)
+        found.append(off(old, new))
+    assert found[0] < 1e-12
+    assert found[0] < found[1] < found[2] == plain
+    assert plain > 0.01
+    assert off(old, grown(new, Growth(feed_forward=140))[0]) == pytest.approx(
+        plain
+    )  # it has come in: an ordinary model
+    deeper, _ = grown(old, Growth(hidden=60, heads=5, layers=5, width="fade"))
+    fade(deeper, 0.0)
+    assert off(old, deeper) < 1e-11
+
+
+def test_a_norm_whose_channels_count_alike_is_an_ordinary_one():
+    torch.manual_seed(0)
+    x, ordinary = torch.randn(3, 8, dtype=torch.float64), torch.nn.LayerNorm(8, dtype=torch.float64)
+    fading = FadingNorm(8, dtype=torch.float64)
+    for counts_D in (None, torch.ones(8, dtype=torch.float64)):
+        fading.counts_D = counts_D
+        assert torch.allclose(fading(x), ordinary(x), atol=1e-14)
+    fading.counts_D = torch.tensor([1.0] * 6 + [0.0] * 2, dtype=torch.float64)
+    six = torch.nn.LayerNorm(6, dtype=torch.float64)
+    assert torch.allclose(fading(x)[:, :6], six(x[:, :6]), atol=1e-14)
+    assert (fading(x)[:, 6:] == 0).all()
+
+
 INEXACT = {
     "llama copies": ("llama", Growth(hidden=56, width="copies")),
     "llama random": ("llama", Growth(hidden=56, width="random")),
@@ -132,6 +168,7 @@ INEXACT = {
     "gpt2 copied blocks": ("gpt2", Growth(layers=5, depth="copies")),
     "bert uneven copies": ("bert", Growth(hidden=60, heads=5, width="copies")),
     "roberta uneven tiles": ("roberta", Growth(hidden=60, heads=5, width="tile")),
+    "roberta fading, before it does": ("roberta", Growth(hidden=60, heads=5, width="fade")),
     "llama noise": ("llama", Growth(noise=0.01)),
 }
 
@@ -261,6 +298,7 @@ WRONG = [
     ("llama", {"hidden": 60, "heads": 8}, "hidden 60 must be a multiple of heads 8; 5 heads of 12 channels would do"),
     ("llama", {"heads": 6, "kv_heads": 4}, "6 heads cannot share 4 key-value heads"),
     ("llama", {"heads": 8, "kv_heads": 8}, "8 heads cannot share 8 key-value heads as 4 shared 2"),
+    ("llama", {"hidden": 56, "width": "fade"}, "a llama can take width: pad, which is exact"),
     ("bert", {"hidden": 72, "heads": 6}, "take width: tile and a multiple of hidden 48"),
 ]
 

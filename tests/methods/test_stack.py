@@ -1,11 +1,12 @@
 """Stacking: the student begins as its teacher, deeper."""
 
+import laws
 import pytest
 import torch
 from conftest import same_bits, weights
 from safetensors.torch import load_file
 
-from bequest.job import check
+from bequest.job import check, look
 from bequest.job.teach import teach
 from bequest.report import metrics
 from bequest.types import ModelError, RecipeError
@@ -69,3 +70,22 @@ def test_a_store_has_no_weights(world, tmp_path):
     teach(world.recipe({"name": "ki"}, teachers__teacher=store))
     with pytest.raises(RecipeError, match=r"give teachers\.teacher\.load, too"):
         world.run(tmp_path / "run", {"name": "stack", "start": 0.5}, teachers__teacher={"store": store["store"]})
+
+
+WIDER = {"student__family": "bert", "student__hidden": 24, "student__heads": 3}
+FADING = {"name": "stack", "width": "fade", "fade": 0.5}
+
+
+def test_new_channels_fade_in(world, tmp_path):
+    """The first loss is the teacher's; when all have come in the checkpoint is what transformers loads."""
+    world.run(tmp_path / "run", FADING, "masked", **WIDER)
+    world.run(tmp_path / "teacher", {"name": "plain"}, "masked", student={"load": world.teacher["masked"]})
+    ours, theirs = (metrics.read(tmp_path / name / "metrics.jsonl") for name in ("run", "teacher"))
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=1e-5)
+    assert ours[1]["loss"] != pytest.approx(theirs[1]["loss"], rel=1e-5)
+    found = look.evaluate(str(tmp_path / "run" / "checkpoint"), [look.text_entry(f"one={world.valid}")], 32)
+    assert found["one"]["loss"] == pytest.approx(ours[-1]["valid"]["one"]["loss"], rel=1e-5)
+
+
+def test_fading_goes_on_where_it_was(world, tmp_path):
+    laws.stop_and_resume_same_bits(world, tmp_path, FADING, "masked", (3, 8), **WIDER)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from ..config import Share, Temperature
 from ..loss.combine import distil, next_token, weighted
+from ..loss.fade import FadingIn
 from ..loss.schedule import SHAPES
 from ..train.plan import Inputs, Method, Stage
 
@@ -21,8 +22,10 @@ class Stack(Method):
 
     depth: Literal["stack", "interpolate", "identity", "repeat", "copies"] = "stack"
     """How blocks become more; identity keeps the function, stack trained fastest (figure 3)."""
-    width: Literal["pad", "tile", "copies", "random"] = "pad"
-    """How the rest grows where the student is wider, too."""
+    width: Literal["pad", "tile", "copies", "random", "fade"] = "pad"
+    """How the rest grows where the student is wider, too; fade is for bert and roberta."""
+    fade: Share = 0.1
+    """width fade: the share of the run over which new channels come in (MSG, arXiv 2305.02869)."""
     start: Share = 0.0
     """The inheritance rate at step 0, as in KI; 0 asks the teacher nothing."""
     until: Share = 0.32
@@ -37,4 +40,4 @@ class Stack(Method):
         rate = SHAPES[self.shape if self.start else "linear"](self.start, 0.0, self.until if self.start else 0.0)
         loss = weighted((rate, distil(inputs.teacher, self.temperature)), (1 - rate, next_token))
         enter = inputs.handed_down("teacher", self.width, self.depth)
-        yield Stage("grow", inputs.batches, loss, inputs.steps, enter)
+        yield Stage("grow", inputs.batches, FadingIn(loss, self.fade), inputs.steps, enter)

@@ -16,6 +16,7 @@ from ..build import spread
 from ..language import LanguageModel
 from .axis import Axis, Noise, first_moment, joined, kept, second_moment, weights
 from .depth import Block, Depth, blocks
+from .fade import FROM
 from .family import Family, Sizes, family_of
 from .width import Width, block_axes, stream_axes
 
@@ -49,7 +50,7 @@ class Growth(Config):
     feed_forward: Count = 0
     """Width of the feed-forward part."""
     width: Width = "pad"
-    """pad and tile (copies that share out what they do) keep the function; copies and random do not."""
+    """pad and tile (copies that share out what they do) keep the function; copies and random do not; fade does while training."""
     depth: Depth = "identity"
     """identity keeps the function; stack, interpolate, repeat and copies do not, and may train faster."""
     noise: NotNegative = 0.0
@@ -74,6 +75,8 @@ class Change:
         wider = replace(old, layers=0) != replace(new, layers=0)
         if wider and growth.width in ("copies", "random"):
             return f"width: {growth.width} changes what norms see; pad and tile do not"
+        if new.hidden != old.hidden and growth.width == "fade":
+            return "width: fade keeps the function in a training that lets new channels fade in, and only there"
         if self.family.post and new.hidden != old.hidden and (growth.width != "tile" or new.hidden % old.hidden):
             return f"norms stand on the stream itself; only width: tile to a multiple of hidden {old.hidden} keeps what they see"
         if new.layers != old.layers and growth.depth != "identity":
@@ -143,10 +146,14 @@ def _require_possible(config: Any, family: Family, old: Sizes, new: Sizes, growt
         kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
         if family.rotary and kind not in ("default", "linear", "llama3"):
             raise ModelError(f"head_dim cannot grow under rotary positions of the kind {kind}; give more heads instead")
+    if growth.width == "fade" and not family.post:
+        raise ModelError(
+            f"width: fade is for norms on the stream itself; a {config.model_type} can take width: pad, which is exact"
+        )
     if family.post and new.hidden != old.hidden and growth.width == "pad":
         raise ModelError(
             f"a {config.model_type}'s norms stand on the stream itself, where zeros change what they see; "
-            f"take width: tile and a multiple of hidden {old.hidden}, or width: copies"
+            f"take width: tile and a multiple of hidden {old.hidden}, or in the method stack width: fade"
         )
     if getattr(config, "scale_attn_by_inverse_layer_idx", False) and new.layers != old.layers:
         raise ModelError(
@@ -305,6 +312,8 @@ def _empty(model: Any, todo: Change, made: list[Block], more: Mapping[str, Any])
     from transformers.initialization import no_init_weights
 
     options: dict[str, Any] = dict(todo.family.options(todo.new)) | dict(more)
+    if todo.growth.width == "fade" or hasattr(model.config, FROM):
+        options |= {FROM: todo.old.hidden if todo.growth.width == "fade" else None}
     if kinds := getattr(model.config, "layer_types", None):
         options |= {"layer_types": [kinds[block.source] for block in made]}
     config = copy.deepcopy(model.config)

@@ -4,9 +4,11 @@ pad      every old unit stays and new ones say nothing yet: their numbers are fr
 tile     every unit is copied as often as fits, and what reads it is shared out among the copies, unequally
 copies   each new unit is a copy of a random old one, shared out equally: bert2BERT's FPI (2110.07143) as ELLE uses it
 random   every old unit stays and new ones are random on both sides
+fade     pad, but new channels of the stream are random on both sides, and norms learn of them little by little (fade.py)
 
-The first two keep the function. Norms over a wider stream see other statistics; with k copies of D channels among D' the
-writers are divided and the norms' gains multiplied by sqrt(k D / D'), so that norms keep the epsilon that they share.
+The first two keep the function, fade does while it trains. Norms over a wider stream see other statistics; with k copies of
+D channels among D' the writers are divided and the norms' gains multiplied by sqrt(k D / D'), so that norms keep the epsilon
+that they share.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 from .axis import NEW, ZERO, Axis, NewSlots, axis
 from .family import Family, Sizes
 
-Width = Literal["pad", "tile", "copies", "random"]
+Width = Literal["pad", "tile", "copies", "random", "fade"]
 UNEVEN = 0.2
 """How far the shares of copies are apart: equal ones would get equal gradients and stay equal for ever."""
 
@@ -37,7 +39,9 @@ def stream_axes(
     exact = width in ("pad", "tile")
     kept = whole if width == "tile" else old.hidden
     eta = math.sqrt(kept / new.hidden) if exact else 1.0
-    rest: NewSlots = "free" if width == "random" else "mean" if family.layer_norm and not family.post else "zero"
+    rest: NewSlots = (
+        "free" if width in ("random", "fade") else "mean" if family.layer_norm and not family.post else "zero"
+    )
     of = partial(axis, old.hidden, source_I)
     return {
         "hidden": of(1 / eta, eta * share_I, rest),
