@@ -97,7 +97,7 @@ def test_blocks_keep_documents_apart_as_a_mask_does(family, monkeypatch):
     """FlexAttention's forward pass (it has no backward pass on a CPU), uncompiled."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    monkeypatch.setattr(attention, "flex", flex_attention)
+    monkeypatch.setattr(attention, "compiled_flex", lambda: flex_attention)
     vocabulary = vocabulary_for(family)
     model, batch = make_model(family, vocabulary).eval(), batch_of(vocabulary, 32)
     with torch.no_grad(), warnings.catch_warnings(action="ignore", category=UserWarning):

@@ -9,6 +9,7 @@ another width) goes to `sdpa`. A mask may hide more than causality does, not les
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,8 +23,11 @@ NAME = "cpu_tiles"
 TILE = 64
 """Queries at once."""
 
-flex = torch.compile(flex_attention, dynamic=False)
-"""Not compiled, it would hold all T x T products."""
+
+@cache
+def compiled_flex() -> Any:
+    """Not compiled, it would hold all T x T products. Made when first asked: the compiler takes a second to import."""
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def attend(
@@ -42,7 +46,7 @@ def attend(
         assert not dropout, "FlexAttention has no dropout"
         query, key, value = (_cast(t) for t in (query_BHTd, key_BGTd, value_BGTd))
         grouped = query.shape[1] != key.shape[1]
-        out_BHTd = flex(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
+        out_BHTd = compiled_flex()(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
         return out_BHTd.transpose(1, 2), None
     unusual = dropout or query_BHTd.device.type != "cpu"
     if (
