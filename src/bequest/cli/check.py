@@ -102,6 +102,7 @@ def schema_text() -> str:
     properties["method"] = {"anyOf": [{"enum": methods.names()}], "description": "The method and its hyper-parameters."}
     for name in methods.names():
         own = config.schema(methods.find(name))
+        definitions |= own.pop("$defs", {})
         own["properties"] = {"name": {"const": name}} | own.get("properties", {})
         own["required"] = ["name", *own.get("required", [])]
         definitions[f"method_{name}"] = own
