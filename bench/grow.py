@@ -12,7 +12,7 @@ from functools import partial
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from bequest.device import keep_freed_memory
-from bequest.job.footprint import _Counting
+from bequest.job.footprint import Counting
 from bequest.model.grow.growth import Growth, grown
 from bequest.model.language import LanguageModel
 
@@ -49,7 +49,7 @@ def main() -> None:
         for _ in range(3):
             grows.append(timed(partial(grown, model, growth)))
             copies.append(timed(partial(copied, weights)))
-        with _Counting() as counting:
+        with Counting() as counting:
             grown(model, growth)
         ratio = statistics.median(grows) / statistics.median(copies)
         print(f"{name:40} {size / 1e6:6.0f} {ratio:6.2f} {counting.peak / size:6.2f}", flush=True)

@@ -215,7 +215,9 @@ def plan(recipe: Recipe, out: Path) -> Plan:
     left: dict[str, LanguageModel] = {}  # by earlier stages, of which a later one may learn
 
     def load(spec: TeacherModel) -> LanguageModel:
-        return at_hand.setdefault(spec.load, left[spec.load]) if spec.load in left else at_hand[spec.load]
+        if spec.load not in at_hand:
+            at_hand[spec.load] = twin(left[spec.load], mode)
+        return at_hand[spec.load]
 
     given, simple = (inputs(one, prepared, where, out, load) for one in (recipe, _simple(recipe)))
     policy = Policy(recipe.train.schedule, recipe.train.batch_tokens, recipe.train.tokens)
@@ -225,7 +227,7 @@ def plan(recipe: Recipe, out: Path) -> Plan:
         stages.append(_cost(stage, simpler.loss, model, at_hand.values(), settings, mode))
         for folder_of_stage in left:
             at_hand.pop(folder_of_stage, None)
-        left[str(out / "stages" / stage.name)] = twin(model, mode)
+        left[str(out / "stages" / stage.name)] = model
     parameters = {"student": _count(model)} | {name: _count(found) for name, found in predecessors.items()}
     rows = chunk_rows(model.vocabulary, where.dtype, torch.device(where.device))
     chunk = where.dtype.itemsize * model.vocabulary * min(rows, settings.micro_batch * recipe.data.sequence)

@@ -32,7 +32,7 @@ MICROS = 4
 """Looked at of each batch."""
 
 
-class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the storages that live; each is counted once, whatever number of views it has."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ def footprint(
     (masked ones) leave holes of different sizes.
     """
     steps = [list(islice(batch.micro(settings.micro_batch), MICROS)) for batch in batches]
-    with mode, _Counting() as counting:
+    with mode, Counting() as counting:
         weights, taught = _hold(counting, [model]), _hold(counting, teachers)
         if settings.activation_checkpointing:
             model.checkpoint_activations()
@@ -118,7 +118,7 @@ def footprint(
         return parts | {"gaps": high_water(counting.events) - counting.peak}
 
 
-def _hold(counting: _Counting, models: Iterable[LanguageModel]) -> int:
+def _hold(counting: Counting, models: Iterable[LanguageModel]) -> int:
     before = counting.now
     for model in models:
         for tensor in (*model.parameters(), *model.buffers()):

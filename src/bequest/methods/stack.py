@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 from ..config import Share, Temperature
 from ..loss.combine import distil, next_token, weighted
 from ..loss.fade import FadingIn
-from ..loss.schedule import SHAPES
+from ..loss.schedule import SHAPES, constant
+from ..model.grow.depth import Depth
+from ..model.grow.width import Width
 from ..train.plan import Inputs, Method, Stage
 
 
@@ -20,9 +22,9 @@ class Stack(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("teacher",)
 
-    depth: Literal["stack", "interpolate", "identity", "repeat", "copies"] = "stack"
+    depth: Depth = "stack"
     """How blocks become more; identity keeps the function, stack trained fastest (figure 3)."""
-    width: Literal["pad", "tile", "copies", "random", "fade"] = "pad"
+    width: Width = "pad"
     """How the rest grows where the student is wider, too; fade is for bert and roberta."""
     fade: Share = 0.1
     """width fade: the share of the run over which new channels come in (MSG, arXiv 2305.02869)."""
@@ -37,7 +39,7 @@ class Stack(Method):
 
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
         """One stage, begun with the teacher's weights."""
-        rate = SHAPES[self.shape if self.start else "linear"](self.start, 0.0, self.until if self.start else 0.0)
+        rate = SHAPES[self.shape](self.start, 0.0, self.until) if self.start else constant(0.0)
         loss = weighted((rate, distil(inputs.teacher, self.temperature)), (1 - rate, next_token))
         enter = inputs.handed_down("teacher", self.width, self.depth)
         yield Stage("grow", inputs.batches, FadingIn(loss, self.fade), inputs.steps, enter)

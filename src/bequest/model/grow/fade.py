@@ -45,6 +45,7 @@ def fade(model: LanguageModel, share: float) -> None:
         if isinstance(module, nn.LayerNorm):
             fading: Any = module
             fading.__class__ = FadingNorm  # the very parameters under their very names
-            counts_D = torch.ones_like(fading.weight)
-            counts_D[old:] = share
-            fading.counts_D = counts_D if share < 1.0 else None
+            fading.counts_D = None
+            if share < 1.0:
+                fading.counts_D = torch.ones_like(fading.weight)
+                fading.counts_D[old:] = share
