@@ -24,7 +24,8 @@ class Counted:
     prepared: list[int] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
 
-    def __getitem__(self, step: int) -> Batch:
+    def at(self, clock: Clock) -> Batch:
+        step = clock.step
         self.made.append(step)
         self.threads.add(threading.current_thread().name)
         if step == self.bad:

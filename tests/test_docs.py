@@ -95,6 +95,8 @@ def _sizes(found: recipe.Recipe) -> list[str]:
         changes["train.micro_batch_tokens"] = 64
     if found.train.save_every_tokens:
         changes["train.save_every_tokens"] = 512
+    if found.eval.tokens:
+        changes["eval.tokens"] = 1000
     if found.eval.every_tokens:
         changes["eval.every_tokens"] = 512
     if found.data.valid_fraction:

@@ -232,10 +232,16 @@ def test_until_passed_reads_the_journal_alone():
         Entry("a", 5, {"student": 3.0}),
         Entry("a", 9, {"student": 2.9}),
     ]
-    assert [rate(Clock(20, 100, journal=tuple(entries[:n]))) for n in range(4)] == [0.7, 0.7, 0.7, 0.0]
-    assert [rate.ended(Clock(20, 100, journal=tuple(entries[:n]))) for n in range(4)] == [False, False, False, True]
+    assert [rate(Clock(20, 100, journal=tuple(entries[:n]), stage="a")) for n in range(4)] == [0.7, 0.7, 0.7, 0.0]
+    assert [rate.ended(Clock(20, 100, journal=tuple(entries[:n]), stage="a")) for n in range(4)] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     worse_again = (*entries, Entry("a", 12, {"student": 4.0}))
-    assert rate(Clock(20, 100, journal=worse_again)) == 0.0
+    assert rate(Clock(20, 100, journal=worse_again, stage="a")) == 0.0
+    assert rate(Clock(20, 100, journal=worse_again, stage="b")) == 0.7  # what another stage has seen says nothing here
 
 
 # learning rates

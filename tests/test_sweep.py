@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from conftest import SHARED, sentences, write_jsonl  # noqa: F401
@@ -149,6 +150,32 @@ def test_cost_of_another_arm_becomes_tokens(files, tmp_path):
     assert other.chosen("more", 0).tokens == 3072
 
 
+def test_seconds_of_another_arm_become_tokens_once_and_for_all_seeds(files, tmp_path, monkeypatch):
+    from bequest.compare import seconds
+
+    arms = {
+        "scratch": {"rates": [0.01]},
+        "ki": {"set": {"method": {"name": "ki"}, "teachers.teacher.load": "arm:small"}, "rates": [0.01]},
+        "more": {"like": "scratch", "cost_of": "ki", "cost_in": "seconds"},
+    }
+    timed = []
+
+    def calibrate(recipe, folder, budget):
+        timed.append((recipe.method["name"], recipe.train.threads))
+        return SimpleNamespace(training=30.0 if recipe.method["name"] == "ki" else 20.0)
+
+    monkeypatch.setattr(seconds, "calibrate", calibrate)
+    found = course(files(arms=arms), tmp_path)
+    found.ended = {(arm, 0.01, seed, 1.0): 3.5 for arm in ("small", "ki", "scratch") for seed in (0, 1, 2)}
+    assert found.chosen("more", 0).tokens == 2304  # 1.5 x 1536
+    assert found.chosen("more", 1).tokens == 2304
+    assert timed == [("ki", 1), ("plain", 1)] * seconds.TURNS
+    (file,) = (tmp_path / "out" / "seconds").glob("*.json")
+    file.write_text("{}")
+    with pytest.raises(BequestError, match="is damaged; delete it"):
+        found.chosen("more", 2)
+
+
 def test_a_predecessor_that_diverged_is_a_sentence(files, tmp_path):
     found = course(files(), tmp_path)
     found.ended = {("small", 0.01, 0, 1.0): math.inf}
@@ -220,6 +247,7 @@ MISTAKES = {
         "arms": {"scratch": {}, "ki": {"like": "scratch", "cost_of": "scratch", "budgets": [2]}}
     },
     "cost_of needs like": {"arms": {"scratch": {}, "ki": {"cost_of": "scratch"}}},
+    "cost_in seconds needs cost_of": {"arms": {"scratch": {}, "ki": {"cost_in": "seconds"}}},
     "counted has no meaning": {"arms": {"scratch": {}, "ki": {"counted": True}}},
     "budgets must be one number or several different ones": {"arms": {"scratch": {"budgets": [1, 1]}, "ki": {}}},
     "arms.a/b cannot be a name": {"arms": {"scratch": {}, "a/b": {}}},

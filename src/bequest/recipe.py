@@ -41,6 +41,8 @@ class Text(Config):
     """The key or column that holds the text (jsonl, parquet, csv, hub)."""
     format: Literal["auto", "text", "jsonl", "parquet", "csv"] = "auto"
     """What the files are; `auto` goes by their names."""
+    stage: str = ""
+    """data.train: the stage of the run's life in which it is learned; stages come in the order in which they are first named."""
 
 
 class Data(Config):
@@ -62,6 +64,10 @@ class Data(Config):
     """Masked objective: new masks in every epoch, or the same for ever, so that a store of signals serves every epoch."""
     mask_seed: Count = 0
     """Of the training masks: runs whose `seed`s differ see the same masks, and can learn from one store."""
+    prompts: bool = False
+    """Whether each source of `train` has a token of its own, learned like any other and never predicted, before its text (ELLE)."""
+    prompt_drop: BelowOne = 0.0
+    """The share of training sequences without it, so that a model can be asked about text of an unknown source."""
 
 
 class TrainTokenizer(Config):
@@ -156,6 +162,35 @@ class Teach(Config):
     """Of the draws."""
     shard_tokens: Positive = 262_144
     """Tokens per shard: what a killed harvest loses at most."""
+
+
+class Life(Config):
+    """How a run whose data.train has several stages goes from one to the next."""
+
+    shares: tuple[AboveZero, ...] = ()
+    """Of the run's steps, in proportion, one for each stage; empty is equal shares."""
+    replay: BelowOne = 0.0
+    """The share of every later batch that is drawn from the memory of earlier sources, in place of new text."""
+    memory: Annotated[float, at.Gt(0.0), at.Le(1.0)] = 0.06
+    """The share of each source's sequences that is its memory; ELLE keeps a 17th."""
+    sampling: Literal["uniform", "progress", "forgetting"] = "uniform"
+    """Which memory is drawn from: all in turn, where the loss falls most (ELLE's released code), or where most was forgotten."""
+    look_every: Annotated[float, at.Gt(0.0), at.Le(1.0)] = 0.1
+    """Sampling other than uniform: how often losses are measured on reserved training text, as a share of a stage."""
+    kl: NotNegative = 0.0
+    """Weight of KL(model of the stage before || student) on every batch of a later stage."""
+    temperature: Temperature = 1.0
+    """Of both models in that; there is a factor temperature²."""
+    ewc: NotNegative = 0.0
+    """Elastic weight consolidation: weight of the squared change of each weight since the stage's begin times its Fisher information."""
+    ewc_sequences: Positive = 64
+    """Sequences of memory from which the Fisher information is estimated when a stage begins."""
+    optimiser: Literal["carry", "fresh"] = "carry"
+    """Whether a later stage goes on with the optimiser's moments."""
+    rate: Literal["stage", "run"] = "stage"
+    """The learning rate's schedule over each stage anew (re-warming and decaying), or once over the run."""
+    merge: tuple[Annotated[float, at.Gt(0.0), at.Lt(1.0)], ...] = ()
+    """After the run: also measure the models that lie these shares of the way from each stage's begin to its end."""
 
 
 class OptimiserSettings(Config):
@@ -255,10 +290,20 @@ class Recipe(Config):
     """For teachers that have both `load` and `store`."""
     method: dict[str, Any]
     """A method's name, or a mapping with `name` and the method's own keys."""
+    life: Life = Life()
+    """For runs whose data.train has several stages."""
     train: Train
     eval: Eval = Eval()
     trackers: tuple[Tracker, ...] = ()
     """Where else to watch; a name alone stands for {name: NAME}."""
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The stages of the run's life and the sources of each, in order; a single one without a name where none is named."""
+        found: dict[str, dict[str, None]] = {}
+        for text in self.data.train:
+            found.setdefault(text.stage, {})[text.source] = None
+        return {stage: tuple(sources) for stage, sources in found.items()}
 
 
 MAY_CHANGE = (

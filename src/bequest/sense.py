@@ -92,6 +92,7 @@ def problems(recipe: Recipe) -> list[str]:
     if tokenizer is None and not student.load and not any(t.load or t.store for t in recipe.teachers.values()):
         found.append("there is no tokenizer to use; give tokenizer, a teacher or student.load")
     found += _student_problems(student, data.objective)
+    found += _life_problems(recipe)
     if train.batch_tokens % data.sequence:
         found.append(f"train.batch_tokens {train.batch_tokens} must be a multiple of data.sequence {data.sequence}")
     if train.micro_batch_tokens % data.sequence:
@@ -189,6 +190,40 @@ def _student_problems(student: Student, objective: str) -> list[str]:
         found.append(f"student.heads {student.heads} must be a multiple of student.kv_heads {student.kv_heads}")
     if student.kv_heads and student.family not in ("llama", "qwen3"):
         found.append(f"student.kv_heads has no meaning for family {student.family}; leave it out")
+    return found
+
+
+def _life_problems(recipe: Recipe) -> list[str]:
+    life, parts, found = recipe.life, recipe.parts, []
+    if len(parts) > 1 and "" in parts:
+        found.append("data.train has entries with and without a stage; give every one a stage, or none")
+    homes: dict[str, str] = {}
+    for stage, sources in parts.items():
+        for source in sources:
+            if homes.setdefault(source, stage) != stage:
+                found.append(
+                    f"data.train has the source {source!r} in the stages {homes[source]!r} and {stage!r}; "
+                    "give the later one another source"
+                )
+        if set(stage) & set("/\\\0.") or len(stage) > 100:
+            found.append(
+                f"data.train has the stage {stage!r}, which cannot be a folder's name; use letters, digits, dashes"
+            )
+    if len(parts) == 1 and life != type(life)():
+        found.append(
+            "life is about runs of several stages; give the entries of data.train a stage each, or leave life out"
+        )
+    if life.shares and len(life.shares) != len(parts):
+        found.append(f"life.shares has {len(life.shares)} numbers for {len(parts)} stages; give one for each, or none")
+    if life.sampling != "uniform" and not life.replay:
+        found.append(f"life.sampling {life.sampling} says what is replayed; give life.replay, such as 0.1")
+    if life.sampling != "uniform" and any(t.store for t in recipe.teachers.values()):
+        found.append(
+            f"life.sampling {life.sampling} chooses text while training, which no store can know ahead; "
+            "use uniform, or live teachers"
+        )
+    if (data_drop := recipe.data.prompt_drop) and not recipe.data.prompts:
+        found.append(f"data.prompt_drop {data_drop:g} has no meaning without data.prompts; leave it out")
     return found
 
 

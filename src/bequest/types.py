@@ -235,6 +235,8 @@ class Clock:
     run_step: int = 0
     run_tokens: int = 0
     journal: Journal = ()
+    stage: str = ""
+    """The stage's name, as entries of the journal have it."""
 
     @property
     def done(self) -> float:

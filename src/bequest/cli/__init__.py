@@ -176,17 +176,36 @@ def generate(
 
 
 @app.command("eval")
-def evaluate(
+def eval_(
     checkpoint: Annotated[str, typer.Argument(help="A model's folder or hub id.")],
     data: Annotated[
-        list[str], typer.Option(help="Text to predict; can be given several times.", metavar="[SOURCE=]PATH")
-    ],
+        list[str] | None, typer.Option(help="Text to predict; can be given several times.", metavar="[SOURCE=]PATH")
+    ] = None,
     sequence: Annotated[int, typer.Option(help="Positions; 0 is what the model allows, at most 512.", min=0)] = 0,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Labelled text to fine-tune on: jsonl of text and label.", metavar="[SOURCE=]PATH"),
+    ] = None,
+    dev: Annotated[Path | None, typer.Option(help="Labelled text to be right about after that.")] = None,
+    seeds: Annotated[int, typer.Option(help="So many times, with other first weights and order.", min=1)] = 5,
+    epochs: Annotated[int, typer.Option(help="Times through --task.", min=1)] = 5,
+    rate: Annotated[float, typer.Option(help="Peak learning rate of fine-tuning.")] = 5e-4,
 ) -> None:
-    """Say how well a model predicts some text: loss, perplexity, bits per byte."""
-    from .look import evaluate as command
+    """Say how well a model predicts some text (--data), or what it is good for after fine-tuning (--task and --dev)."""
+    from .look import evaluate, probe
 
-    command(checkpoint, data, sequence)
+    if not data and not task:
+        raise RecipeError(
+            "give --data, text to predict, or --task and --dev, labelled text to learn from and to be right about"
+        )
+    if bool(task) != bool(dev):
+        raise RecipeError("--task needs --dev, labelled text that is not learned from, and --dev needs --task")
+    if not 0 < rate < 1:
+        raise RecipeError(f"--rate {rate:g} is no learning rate; give one such as 5e-4")
+    if data:
+        evaluate(checkpoint, data, sequence)
+    if task and dev:
+        probe(checkpoint, task, dev, seeds, epochs, rate)
 
 
 @app.command()

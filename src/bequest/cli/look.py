@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..job import look
+from ..job import probe as probes
 from ..model import build
 from ..report import table
 
@@ -27,3 +29,17 @@ def evaluate(checkpoint: str, data: Sequence[str], sequence: int) -> None:
     build.quiet()
     found = look.evaluate(checkpoint, [look.text_entry(argument) for argument in data], sequence)
     table.show(table.of_valid(checkpoint, found))
+
+
+def probe(checkpoint: str, task: str, dev: Path, seeds: int, epochs: int, rate: float) -> None:
+    """Print what a model gets right after fine-tuning: each seed, then mean and standard deviation."""
+    build.quiet()
+    scores = probes.probe(checkpoint, task, str(dev), seeds, epochs, rate)
+    mean, spread = probes.mean(scores)
+    print(f"{checkpoint}, fine-tuned on {task}, right about {dev}:")
+    for seed, one in enumerate(scores):
+        print(f"seed {seed}: accuracy {one.accuracy:.4f}, macro-F1 {one.macro_f1:.4f}")
+    print(
+        f"{seeds} seed{'s' if seeds > 1 else ''}: accuracy {mean.accuracy:.4f} (sd {spread.accuracy:.4f}), "
+        f"macro-F1 {mean.macro_f1:.4f} (sd {spread.macro_f1:.4f})"
+    )

@@ -11,7 +11,7 @@ def command(path: Path, overrides: tuple[str, ...], out: Path | None, push: str 
     """Train a recipe, print the table of what came out, and put the model on a hub if asked to."""
     recipe = sense.load(path, overrides)
     from ..job.train import train  # a mistake in the recipe should not wait for torch
-    from ..report import table
+    from ..report import lives, table
 
     folder = out or Path("runs") / recipe.name
     with sense.named(path):
@@ -22,6 +22,8 @@ def command(path: Path, overrides: tuple[str, ...], out: Path | None, push: str 
             "give it more train.tokens (if its schedule allows) or another --out to train again"
         )
     table.show(table.of_run(summary))
+    if "life" in summary:
+        print(lives.told(summary["life"]))
     print(table.cost(summary))
     print(f"the model: {summary['checkpoint']}")
     print(f"the report: {folder / 'report.html'}")

@@ -12,6 +12,7 @@ from typing import Any
 from .. import config
 from ..types import FolderError
 from .course import Course
+from .lives import life
 from .outcome import Point, Result
 from .side import AXES, CLOCK, Axis, Side, Verdict, against, ceiling, side
 from .statistics import Interval, interval
@@ -102,7 +103,15 @@ def _arm(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis, str
         "final": None if one.diverged else _interval(interval([r.loss for r in one.finals], sweep.confidence)),
         "runs": [_run(result) for result in _in_order(one)],
         "verdicts": _verdicts(one, base, sweep, axes),
+        **({"life": found} if (found := _life(one, base, sweep)) else {}),
     }
+
+
+def _life(one: Side, base: Side, sweep: Sweep) -> dict[str, Any] | None:
+    if one.diverged or base.diverged:
+        return None
+    own, other = ({seed: side.final(seed) for seed in side.runs} for side in (one, base))
+    return life(own, {} if one.name == base.name else other, sweep.confidence)
 
 
 def _verdicts(one: Side, base: Side, sweep: Sweep, axes: Mapping[str, tuple[Axis, str]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..recipe import Recipe
 from ..types import RecipeError
-from . import fair, runs
+from . import fair, runs, seconds
 from .outcome import Result, finished
 from .runs import Run
 from .sweep import Sweep, replaced
@@ -135,7 +135,12 @@ class Course:
         spec, batch = self.sweep.pool[arm], recipe.train.batch_tokens
         wanted = budget * recipe.train.tokens
         if spec.cost_of:
-            other, own = (self._good(name, seed).end for name in (spec.cost_of, spec.like))
+            results = [self._good(name, seed) for name in (spec.cost_of, spec.like)]
+            if spec.cost_in == "seconds":  # the first seed's hold for all
+                first = [self._good(n, self.sweep.seeds_of(n)[0]) for n in (spec.like, spec.cost_of)]
+                wanted = seconds.share(first[0].run, first[1].run, self.root) * first[0].end.tokens
+                return max(1, round(wanted / batch)) * batch
+            other, own = (result.end for result in results)
             flops = other.counted_flops if spec.counted else other.all_flops
             if flops is None:
                 raise RecipeError(

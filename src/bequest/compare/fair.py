@@ -14,6 +14,7 @@ from ..model import build
 from ..recipe import Recipe
 from ..types import BequestError, RecipeError, SweepError
 from . import runs
+from .outcome import ALL
 from .sweep import Sweep, references
 
 
@@ -56,14 +57,14 @@ def source_of(sweep: Sweep) -> str:
     """
     data = draft(sweep, sweep.baseline).data
     there = list(dict.fromkeys(text.source for text in data.valid or data.train))
-    if sweep.source in there or (not sweep.source and len(there) == 1):
+    if sweep.source in (*there, ALL) or (not sweep.source and len(there) == 1):
         return sweep.source or there[0]
     wrong = (
         f"source {sweep.source!r} is none of the held-out text's"
         if sweep.source
         else "there is held-out text of several sources"
     )
-    raise SweepError(f"{wrong}; give source: one of {', '.join(there)}")
+    raise SweepError(f"{wrong}; give source: one of {', '.join(there)}, or all for their mean")
 
 
 def _unlike(sweep: Sweep, drafts: dict[str, Recipe]) -> Iterator[str]:

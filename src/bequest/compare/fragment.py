@@ -19,6 +19,9 @@ def _parts(results: Found, clock: Found) -> Iterator[str]:
         yield f"{_text(' '.join(results['question'].split()))}\n"
     yield f"```text\n{results['command']}\n```\n"
     yield from arms(results, list(results["arms"]))
+    for title, rows in words.lives(results):
+        yield f"{_text(title)}:\n"
+        yield from _table(rows[0], rows[1:])
     if found := words.predecessors(results):
         yield from _table(found[0], found[1:])
     if tried := list(words.tried(results)):
@@ -47,8 +50,14 @@ def arms(results: Found, names: Sequence[str]) -> Iterator[str]:
         own = f"{name} (baseline)" if name == results["baseline"] else name
         row = [own, words.count(arm["parameters"]), words.rate(arm), words.joined(words.loss(arm["final"]))]
         row.append(words.joined(words.gap(verdicts.get("tokens"))))
-        rows.append(row + [words.joined(words.ratio(verdicts.get(axis))) for axis in results["axes"]])
+        rows.append(row + [_ratio(verdicts.get(axis)) for axis in results["axes"]])
     yield from _table(head + [f"ratio: {words.SHORT[axis]}" for axis in results["axes"]], rows)
+
+
+def _ratio(verdict: Found | None) -> str:
+    """With its ceiling, if it has one."""
+    most = verdict and not verdict["refusal"] and verdict["ceiling"]
+    return words.joined(words.ratio(verdict)) + (f", ceiling {most:.2f}x" if most else "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

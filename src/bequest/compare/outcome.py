@@ -47,6 +47,8 @@ class Result:
     """Of all predecessors together."""
     harvests: Mapping[str, float]
     """Seconds by store: runs may share one."""
+    life: Mapping[str, Any] | None = None
+    """What a run of several parts has learned and forgotten."""
 
     @property
     def loss(self) -> float:
@@ -78,17 +80,28 @@ def finished(run: Run, measure: str, source: str) -> Result | None:
     harvests = {spec.store: seconds_of(spec.store) for spec in run.recipe.teachers.values() if spec.store}
     trained = predecessors_flops(found.lineage)
     lines = found.validations
-    curve = tuple(_point(line, line["valid"][source][measure], ended, trained, harvests) for line in lines)
+    curve = tuple(_point(line, measured(line["valid"], source, measure), ended, trained, harvests) for line in lines)
     return Result(
         run,
         curve if all(math.isfinite(point.loss) for point in curve) else (),
         ended["student_parameters"],
-        {name: valid[source][measure] for name, valid in ended["teachers"].items()},
+        {name: measured(valid, source, measure) for name, valid in ended["teachers"].items()},
         found.lineage["measured in"],
         ended["harvest_flops"],
         trained,
         harvests,
+        ended.get("life"),
     )
+
+
+ALL = "all"
+"""In a source's place: the mean over all."""
+
+
+def measured(valid: Mapping[str, Mapping[str, float]], source: str, measure: str) -> float:
+    """What a validation says of a source."""
+    found = [one[measure] for name, one in valid.items() if source in (name, ALL)]
+    return math.fsum(found) / len(found)
 
 
 def _is_whole(found: record.Record, ended: Mapping[str, Any], source: str, measure: str) -> bool:
@@ -98,13 +111,19 @@ def _is_whole(found: record.Record, ended: Mapping[str, Any], source: str, measu
     valid = [line["valid"] for line in lines] + [*teachers.values()] if isinstance(teachers, dict) else [None]
     return (
         all(isinstance(number, int | float) for number in numbers)
-        and all(isinstance(one, dict) and measure in one.get(source, ()) for one in valid)
+        and all(_has(one, source, measure) for one in valid)
         and bool(lines)
         and lines[-1]["tokens"] == ended["tokens"]
         and lines[-1]["valid"] == ended["valid"]
         and whole(found.lineage)
         and "measured in" in found.lineage
     )
+
+
+def _has(valid: Any, source: str, measure: str) -> bool:
+    """Whether a validation says what is compared."""
+    names = ([*valid] if source == ALL else [source]) if isinstance(valid, dict) else []
+    return bool(names) and all(measure in valid.get(name, ()) for name in names)
 
 
 def _point(

@@ -22,6 +22,7 @@ def page(results: Found, clock: Found) -> str:
         "sentences": "".join(_said(results, clock)),
         "arms": _arms(results, clock),
         "intervals": _intervals(results),
+        "lives": "".join(_lives(results)),
         "rates": _rates(results),
         "predecessors": _predecessors(results),
         "command": escape(results["command"]),
@@ -98,6 +99,17 @@ def _table(kind: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return f"<div class=wide><table class={kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
+def _lives(results: Found) -> Iterator[str]:
+    """What arms that live in stages have learned and forgotten."""
+    for number, (title, rows) in enumerate(words.lives(results)):
+        head = "" if number else "<h2>Learned and forgotten</h2>"
+        yield head + f"<p class=note>{escape(title)}:</p>" + _table("lives", rows[0], _escaped(rows[1:]))
+
+
+def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[escape(cell) for cell in row] for row in rows]
+
+
 def _rates(results: Found) -> str:
     """Learning rates as columns, in the order of their size; the best one of each row in bold."""
     found = dict(words.tried(results))
@@ -117,7 +129,7 @@ def _rates(results: Found) -> str:
 
 
 def _predecessors(results: Found) -> str:
-    rows = [[escape(cell) for cell in row] for row in words.predecessors(results)]
+    rows = _escaped(words.predecessors(results))
     return "<h2>Predecessors</h2>" + _table("predecessors", rows[0], rows[1:]) if rows else ""
 
 

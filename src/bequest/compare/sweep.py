@@ -33,7 +33,9 @@ class Arm(Config):
     budgets: tuple[AboveZero, ...] = (1.0,)
     """Multiples of the recipe's train.tokens: a run each, decayed to its end. The first is the arm's result."""
     cost_of: str = ""
-    """Instead of budgets: as many tokens as cost this arm as much as that arm's result costs in all FLOPs."""
+    """Instead of budgets: as many tokens as cost this arm as much as that arm's result costs."""
+    cost_in: Literal["flops", "seconds"] = "flops"
+    """With `cost_of`: all FLOPs, or seconds of training on this machine, timed before the run begins."""
     counted: bool = False
     """With `cost_of`: what that arm's predecessors cost to train is part of it."""
     seeds: tuple[Count, ...] = ()
@@ -71,7 +73,7 @@ class Sweep(Config):
     measure: Literal["loss", "bits_per_byte"] = "loss"
     """On held-out text; bits per byte compare arms of different vocabularies."""
     source: str = ""
-    """Of the held-out text; needed only where the recipe has several."""
+    """Of the held-out text; needed only where the recipe has several, `all` is the mean over them."""
     confidence: Annotated[float, at.Gt(0.0), at.Lt(1.0)] | None = 0.95
     """Of the intervals; null for none, as with a single seed."""
     price: Price | None = None
@@ -237,6 +239,8 @@ def _arm_problems(name: str, sweep: Sweep) -> Iterator[str]:
         yield f"{key}.cost_of needs like: the arm whose cost per token is this one's"
     if arm.counted and not arm.cost_of:
         yield f"{key}.counted has no meaning without cost_of; leave it out"
+    if arm.cost_in != "flops" and (arm.counted or not arm.cost_of):
+        yield f"{key}.cost_in {arm.cost_in} needs cost_of, without counted; predecessors' seconds are not known"
     for numbers in ("rates", "budgets", "seeds"):
         given = getattr(arm, numbers)
         if len(set(given)) < len(given) or (numbers == "budgets" and not given):

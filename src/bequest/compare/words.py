@@ -94,6 +94,27 @@ def predecessors(results: Found) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
+def lives(results: Found) -> Iterator[tuple[str, list[list[str]]]]:
+    """Tables of what arms that live in stages have learned and forgotten: what each is, and its rows, the head first."""
+    found = {name: arm["life"] for name, arm in results["arms"].items() if arm.get("life")}
+    if not found:
+        return
+    parts = max((one["parts"] for one in found.values()), key=len)
+    base = results["baseline"]
+    for title, key, spec, first in (
+        ("AP, the perplexity averaged over the domains learned so far, after", "AP", ".2f", 0),
+        (f"AP as a multiple of {base}'s, after", "AP ratio", ".3f", 0),
+        ("AP+, how much perplexity on earlier domains has risen since each was learned, after", "AP+", "+.2f", 1),
+        (f"AP+ less {base}'s, after", "AP+ gap", "+.2f", 1),
+    ):
+        rows = [["arm", *parts[first:]]]
+        for name, one in found.items():
+            if any(one[key]):
+                rows.append([name, *(joined(bounds(value, spec)) if value else NONE for value in one[key])])
+        if len(rows) > 1:
+            yield title, rows
+
+
 def spent(clock: Found) -> str:
     """The seconds of all runs, and what they cost if there is a price."""
     price, seconds = clock["price"], clock["seconds"]

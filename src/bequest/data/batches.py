@@ -16,7 +16,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from ..types import Batch, Rows
+from ..types import Batch, Clock, Rows
 from .objective import Objective
 from .pack import Ints, Pack
 
@@ -87,6 +87,10 @@ class Batches:
         """A number for each place, equal where the examples are equal because an epoch repeats them."""
         return self._sequences(places)[1] if self.objective.static else places
 
+    def at(self, clock: Clock) -> Batch:
+        """The batch of a clock's step."""
+        return self[clock.step]
+
     def skip(self, steps: int) -> Batches:
         """The same batches from a later step on."""
         return replace(self, start=self.start + steps)
@@ -104,6 +108,11 @@ class Batches:
         low, high = self._range
         cut = high - max(1, min(sequences, (high - low) // 10))
         return replace(self, held=(low, cut)), list(replace(self, held=(cut, high), ordered=True).once())
+
+    def part(self, share: float) -> Batches:
+        """A fixed part of the sequences, at least one; which ones depends on the data alone."""
+        low, high = self._range
+        return replace(self, held=(low, low + max(1, round(share * (high - low)))))
 
     def once(self) -> Iterator[Batch]:
         """Every sequence once, the last batch short."""

@@ -178,6 +178,25 @@ def _damage(path: Path) -> tuple[type[Exception], ...]:
 
 
 def _from_jsonl(path: Path, field: str) -> Iterator[str]:
+    return (found[field] for _, found in _objects(path, field))
+
+
+def labelled(path: Path) -> Iterator[tuple[str, str]]:
+    """Texts and their labels, from the lines of a jsonl file that have `text` and `label`.
+
+    Raises DataError with file and line when something cannot be read.
+    """
+    for number, found in _objects(path, "text"):
+        label = found.get("label")
+        if not isinstance(label, str | int):
+            raise DataError(
+                f'{path} line {number}: no label; every line must be an object such as {{"text": "...", "label": "..."}}'
+            )
+        yield found["text"], str(label)
+
+
+def _objects(path: Path, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a jsonl file by their numbers, those that are not blank; each has text under `field`."""
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -195,7 +214,7 @@ def _from_jsonl(path: Path, field: str) -> Iterator[str]:
             raise DataError(
                 f"{path} line {number}: half a surrogate pair is not text; mend or drop that line"
             ) from None
-        yield found[field]
+        yield number, found
 
 
 def _instead(found: Any, field: str) -> str:

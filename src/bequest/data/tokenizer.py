@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import re
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -26,6 +28,10 @@ MASKED_SPECIALS = {
 }
 
 
+PROMPT = re.compile(r"<\|source:(.*)\|>", re.DOTALL)
+"""A source's own token."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """A tokenizer and what we ask of it. `begin` and `end` stand around every document."""
@@ -43,26 +49,41 @@ class Vocabulary:
     @cached_property
     def special(self) -> tuple[int, ...]:
         """Ids that stand for no text."""
-        return tuple(sorted(self.tokenizer.all_special_ids))
+        return tuple(sorted({*self.tokenizer.all_special_ids, *self.prompts.values()}))
+
+    @cached_property
+    def prompts(self) -> dict[str, int]:
+        """The sources that have a token of their own, and its id."""
+        found = ((PROMPT.fullmatch(text), id_) for text, id_ in self.tokenizer.get_added_vocab().items())
+        return {match[1]: id_ for match, id_ in found if match}
 
     @cached_property
     def identity(self) -> str:
-        """Hash of the map from id to string and of how text is cut: equal means interchangeable."""
+        """Hash of the map from id to string and of how text is cut: equal means that losses mean the same.
+
+        Prompts are not in it: they are no text.
+        """
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        parts = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")]
-        return hashlib.blake2b(json.dumps([parts, self.strings], sort_keys=True).encode(), digest_size=10).hexdigest()
+        parts = [backend.get(key) for key in ("normalizer", "pre_tokenizer", "model")]
+        parts.append([token for token in backend.get("added_tokens", ()) if not PROMPT.fullmatch(token["content"])])
+        strings = _hash({text: id_ for text, id_ in self.tokenizer.get_vocab().items() if not PROMPT.fullmatch(text)})
+        return hashlib.blake2b(json.dumps([parts, strings], sort_keys=True).encode(), digest_size=10).hexdigest()
 
     @cached_property
     def strings(self) -> str:
-        """Hash of the map from id to string alone."""
-        ids = sorted((id_, text) for text, id_ in self.tokenizer.get_vocab().items())
-        return hashlib.blake2b(json.dumps(ids).encode(), digest_size=10).hexdigest()
+        """Hash of the map from id to string alone, prompts among them: equal means that a model knows every id."""
+        return _hash(self.tokenizer.get_vocab())
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without special tokens; special strings inside a text are ordinary text."""
         backend = self.tokenizer.backend_tokenizer
         backend.encode_special_tokens = True
         return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _hash(vocabulary: Mapping[str, int]) -> str:
+    ids = sorted((id_, text) for text, id_ in vocabulary.items())
+    return hashlib.blake2b(json.dumps(ids).encode(), digest_size=10).hexdigest()
 
 
 def load(path: str) -> Vocabulary:
@@ -95,6 +116,18 @@ def vocabulary(tokenizer: Any, where: str) -> Vocabulary:
             "add an eos_token to it"
         )
     return Vocabulary(tokenizer, begin, end, tokenizer.mask_token_id)
+
+
+def prompted(vocabulary: Vocabulary, sources: Iterable[str]) -> Vocabulary:
+    """The same with a token for every source that lacks one."""
+    from tokenizers import AddedToken
+
+    own = [
+        AddedToken(f"<|source:{s}|>", special=True, normalized=False) for s in sources if s not in vocabulary.prompts
+    ]
+    tokenizer = copy.deepcopy(vocabulary.tokenizer)
+    tokenizer.add_tokens(own, special_tokens=True)
+    return replace(vocabulary, tokenizer=tokenizer)
 
 
 def _first_id(*ids: int | None) -> int | None:

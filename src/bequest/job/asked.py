@@ -16,7 +16,7 @@ from ..teach.harvest import Asked
 from ..teach.store import Store, open_store
 from ..train.plan import Method, Stage
 from ..types import Answer, Batch, Clock, DataError
-from .prepare import Prepared, inputs, opener
+from .prepare import Prepared, inputs, opener, stages_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def questions(recipe: Recipe, prepared: Prepared, method: Method, whole_epochs: 
     """What each of a recipe's models and stores will be asked."""
     noted = {name: Questions() for name, spec in recipe.teachers.items() if spec.load or spec.store}
     given = inputs(recipe, prepared, Place(), Path(), opener(recipe, "cpu"), lambda name, spec: noted[name])
-    found = _walk(method.plan(given), noted, whole_epochs)
+    found = _walk(stages_of(recipe, method, given), noted, whole_epochs)
     return {name: Asking(tuple(sorted(noted[name].temperatures)), found[name]) for name in noted}
 
 

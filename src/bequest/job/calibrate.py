@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,12 +12,13 @@ from typing import Any
 
 from ..device import settle
 from ..eval.held_out import HeldOut, total_loss
+from ..model.language import LanguageModel
 from ..optim import Policy
 from ..recipe import Recipe
-from ..train.plan import Stage
+from ..train.plan import Stage, unchanged
 from ..train.run import Settings, StageEnded, State, Stepped, run
 from ..types import Clock
-from .prepare import find_method, inputs, new_student, opener, prepare
+from .prepare import find_method, inputs, new_student, opener, prepare, stages_of
 from .train import settings_of
 
 
@@ -38,11 +40,20 @@ def calibrate(recipe: Recipe, out: Path, budget: float = 20.0) -> Seconds:
     where = settle(recipe.train)
     policy = Policy(recipe.train.schedule, recipe.train.batch_tokens, recipe.train.tokens)
     settings = settings_of(recipe, where, policy)
-    stages = list(method.plan(inputs(recipe, prepared, where, out, opener(recipe, where.device))))
-    phases = [phase for stage in stages for phase in _phases(stage)]
+    real, left = (
+        opener(recipe, where.device),
+        dict[str, LanguageModel](),
+    )  # by earlier stages, of which a later one may learn
+    load = lambda spec: copy.deepcopy(left[spec.load]) if spec.load in left else real(spec)
+    stages = list(stages_of(recipe, method, inputs(recipe, prepared, where, out, load)))
+    phases = [_phases(stage) for stage in stages]
     state, training = State(new_student(recipe, prepared.vocabulary), planned=recipe.train.tokens), 0.0
-    for stage, first, steps in phases:
-        training += steps * _seconds_per_step(stage, first, state, settings, 0.8 * budget / len(phases))
+    share = 0.8 * budget / sum(map(len, phases))
+    for stage, found in zip(stages, phases, strict=True):
+        state.model, _ = stage.enter(state.model, {})
+        for first, steps in found:
+            training += steps * _seconds_per_step(replace(stage, enter=unchanged), first, state, settings, share)
+        left[str(out / "stages" / stage.name)] = state.model
     times = 1 + recipe.train.tokens // recipe.eval.every_tokens if recipe.eval.every_tokens else 1
     share = 0.2 * budget / len(prepared.held_out)
     return Seconds(
@@ -50,11 +61,11 @@ def calibrate(recipe: Recipe, out: Path, budget: float = 20.0) -> Seconds:
     )
 
 
-def _phases(stage: Stage) -> list[tuple[Stage, int, int]]:
-    """A stage's steps with and without a teacher: the stage, the first such step and how many there are."""
+def _phases(stage: Stage) -> list[tuple[int, int]]:
+    """A stage's steps with and without a teacher: the first such step and how many there are."""
     asks: Callable[[Clock], Any] = getattr(stage.loss, "asked", lambda clock: {})
     taught = [bool(asks(Clock(step, stage.steps))) for step in range(stage.steps)]
-    return [(stage, taught.index(kind), taught.count(kind)) for kind in (True, False) if kind in taught]
+    return [(taught.index(kind), taught.count(kind)) for kind in (True, False) if kind in taught]
 
 
 def _seconds_per_step(stage: Stage, first: int, state: State, settings: Settings, budget: float) -> float:

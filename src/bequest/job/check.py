@@ -49,6 +49,7 @@ from .prepare import (
     packs,
     prepare,
     resolved,
+    stages_of,
 )
 from .train import settings_of
 
@@ -222,7 +223,7 @@ def plan(recipe: Recipe, out: Path) -> Plan:
     given, simple = (inputs(one, prepared, where, out, load) for one in (recipe, _simple(recipe)))
     policy = Policy(recipe.train.schedule, recipe.train.batch_tokens, recipe.train.tokens)
     settings, stages = settings_of(recipe, where, policy), []
-    for stage, simpler in zip(method.plan(given), method.plan(simple), strict=True):
+    for stage, simpler in zip(stages_of(recipe, method, given), stages_of(recipe, method, simple), strict=True):
         model, _ = stage.enter(model, {})
         stages.append(_cost(stage, simpler.loss, model, at_hand.values(), settings, mode))
         for folder_of_stage in left:
@@ -252,7 +253,7 @@ def unharvested(recipe: Recipe) -> Recipe:
 
 def _asked(recipe: Recipe, prepared: Prepared, method: Method, where: Place, out: Path) -> int:
     """Sequences about which a run asks a teacher, repetitions counted."""
-    stages = method.plan(inputs(recipe, prepared, where, out, opener(recipe, "cpu")))
+    stages = stages_of(recipe, method, inputs(recipe, prepared, where, out, opener(recipe, "cpu")))
     asks: list[tuple[Stage, Callable[[Clock], Any]]]
     asks = [(stage, getattr(stage.loss, "asked", lambda clock: {})) for stage in stages]
     return sum(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.batches import Batches
+from ..data.mix import Stream
 from ..device import settle
 from ..model.tiled import rows_at_once
 from ..recipe import Recipe
@@ -101,7 +101,7 @@ def against_teacher(store: Store, recipe: Recipe) -> dict[str, float]:
     return {"rows": len(extra_N), "kl": float(extra_N.mean()), "kl_error": error, "target": float(target_N.mean())}
 
 
-def _difference(store: Store, teacher: Live, batches: Batches, at: int, device: str) -> tuple[Tensor, Tensor]:
+def _difference(store: Store, teacher: Live, batches: Stream, at: int, device: str) -> tuple[Tensor, Tensor]:
     """Of each row of a sequence: what storing lost, and how far the realised token's log-probability is off."""
     form, batch = store.manifest.form, batches.of(np.array([at]))
     held = signal(store.entries(batch.keys[0]), form, form.temperatures[0])

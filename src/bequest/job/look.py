@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..eval.held_out import HeldOut, validate
 from ..model import build
 from ..recipe import Recipe
 from ..types import DataError, ModelError
-from .prepare import check_model, find_objective, find_tokenizer, packs
+from .prepare import check_model, find_objective, packs
 
 SEQUENCES = 8
 """Held in memory at once."""
@@ -57,8 +57,9 @@ def held_out(checkpoint: str, texts: Sequence[dict[str, Any]], sequence: int, to
         "train": {"tokens": sequence, "batch_tokens": sequence},
         "eval": {"tokens": tokens},
     }
-    recipe = decode(Recipe, raw, "eval")
-    vocabulary = find_tokenizer(recipe)
+    recipe, vocabulary = decode(Recipe, raw, "eval"), tokenizer.load(checkpoint)
+    # A source that has a prompt gets it; one that has none is read without.
+    recipe = replace(recipe, data=replace(recipe.data, prompts=bool(vocabulary.prompts)))
     check_model("the model", checkpoint, config, sequence, vocabulary)
     objective = find_objective(recipe, vocabulary)
     return {

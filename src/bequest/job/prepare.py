@@ -32,7 +32,8 @@ from ..teach.controls import CONTROLS
 from ..teach.live import Live
 from ..teach.store import open_store
 from ..teach.stored import Stored
-from ..train.plan import Inputs, Method
+from ..train.life import life
+from ..train.plan import Inputs, Method, Stage
 from ..types import DataError, Doc, ModelError, RecipeError, Teacher
 from .stores import opened, teacher_identity, tokenizer_of
 
@@ -151,7 +152,12 @@ def _overlaps(training: Sequence[Pack], validation: Sequence[Pack]) -> Iterator[
 
 
 def find_tokenizer(recipe: Recipe) -> Vocabulary:
-    """The recipe's tokenizer: trained (once), loaded, or the teacher's, or the loaded student's."""
+    """The recipe's tokenizer: trained (once), loaded, or the teacher's, or the loaded student's; with its prompts."""
+    vocabulary = _tokenizer(recipe)
+    return tokenizer.prompted(vocabulary, (t.source for t in recipe.data.train)) if recipe.data.prompts else vocabulary
+
+
+def _tokenizer(recipe: Recipe) -> Vocabulary:
     wanted = recipe.tokenizer
     if wanted and wanted.train:
         key = {
@@ -228,7 +234,9 @@ def packs(recipe: Recipe, vocabulary: Vocabulary, objective: Objective, side: st
         store = tokens.build(folder, name, docs, vocabulary, progress, _nothing(own, recipe, side))
         if side == "valid" and recipe.eval.tokens:
             store = store.first(recipe.eval.tokens)
-        found.append(Pack(store, recipe.data.sequence, objective.overlap))
+        prompt = vocabulary.prompts.get(name) if recipe.data.prompts else None
+        drop = recipe.data.prompt_drop if side == "train" else 0.0
+        found.append(Pack(store, recipe.data.sequence, objective.overlap, prompt, drop))
     return tuple(found)
 
 
@@ -266,6 +274,11 @@ def outline(recipe: Recipe, vocabulary: Vocabulary) -> LanguageModel:
         return build.outline(recipe.student.load, recipe.data.objective, recipe.student.remote_code)
     with torch.device("meta"):
         return build.build(recipe.student, vocabulary, recipe.data.sequence)
+
+
+def stages_of(recipe: Recipe, method: Method, given: Inputs) -> Iterator[Stage]:
+    """What the method makes of the recipe, for every part of the run's life."""
+    return life(method, given, recipe.life, recipe.parts)
 
 
 Open = Callable[[TeacherModel], LanguageModel]

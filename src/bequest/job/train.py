@@ -33,7 +33,8 @@ from ..types import ModelError, Stopped, TrainingError
 from . import extend, folder, lineage
 from .asked import require_answers
 from .inspect import describe
-from .prepare import Open, Prepared, completed, find_method, inputs, new_student, opener, prepare, resolved
+from .life import matrix, merged, prompted
+from .prepare import Open, Prepared, completed, find_method, inputs, new_student, opener, prepare, resolved, stages_of
 
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -63,12 +64,12 @@ def _train(recipe: Recipe, method: Method, old: dict[str, Any] | None, out: Path
         console().print(f"warning: {warning}", soft_wrap=True)
     stores = {name: describe(store) for name, store in require_answers(recipe, prepared, method).items()}
     load = opener(recipe, where.device)
-    stages = tuple(method.plan(inputs(recipe, prepared, where, out, load)))
+    stages = tuple(stages_of(recipe, method, inputs(recipe, prepared, where, out, load)))
     state = _state(recipe, prepared, out)
     policy = Policy(recipe.train.schedule, recipe.train.batch_tokens, state.planned)
     if old and old["train"]["tokens"] != recipe.train.tokens:
         shorter = replace(recipe, train=replace(recipe.train, tokens=old["train"]["tokens"]))
-        before = tuple(method.plan(inputs(shorter, prepared, where, out, load)))
+        before = tuple(stages_of(shorter, method, inputs(shorter, prepared, where, out, load)))
         extend.refuse_if_different(before, stages, policy, recipe.train.batch_tokens, state.run_step)
     settings = settings_of(recipe, where, policy)
     tokenizer = saved(prepared.vocabulary.tokenizer)
@@ -131,6 +132,8 @@ def _run(
     ):
         metrics = Metrics(out / "metrics.jsonl", train.log_every_steps, state.run_step, listeners)
         evaluator = Evaluator(prepared.held_out, settings.place, metrics, recipe.eval.every_tokens, writer.valid)
+        if len(recipe.parts) > 1 and not state.run_step:
+            evaluator.note(state, "")
         try:
             run(stages, state, settings, (metrics, evaluator, progress, saver, stopper))
         except TrainingError as error:
@@ -169,19 +172,37 @@ def _parameters(state: State) -> int:
 
 @dataclass
 class Evaluator:
-    """Validates every so many tokens and at the end. An observer."""
+    """Validates every so many tokens, at the end, and after every part of the run's life. An observer."""
 
     held_out: Mapping[str, HeldOut]
     place: Place
     metrics: Metrics
     every_tokens: int
     latest: dict[str, dict[str, float]]
+    at: int = -1
+    """The step of the latest validation."""
 
     def __call__(self, state: State, event: Stepped | StageEnded) -> None:
         """Validate if it is time."""
-        if isinstance(event, Stepped) and (event.crosses(self.every_tokens) or event.last):
+        if isinstance(event, StageEnded):
+            if event.part:
+                self.note(state, event.part)
+        elif event.crosses(self.every_tokens) or event.last:
             self.latest.update(validate(state.model, self.held_out, self.place))
-            self.metrics.add({"step": event.run_step, "tokens": event.tokens, **event.cost(), "valid": self.latest})
+            self.at = event.run_step
+            self.metrics.add(
+                {"step": event.run_step, "tokens": event.tokens, **event.ledger.cost(), "valid": self.latest}
+            )
+
+    def note(self, state: State, part: str) -> None:
+        """A part of the run's life has ended ("" is before the first): a row of the matrix."""
+        if self.at != state.run_step:
+            self.latest.update(validate(state.model, self.held_out, self.place))
+            self.at = state.run_step
+        losses = {source: measures["loss"] for source, measures in self.latest.items()}
+        self.metrics.add(
+            {"step": state.run_step, "tokens": state.tokens, **state.ledger.cost(), "ended": part, "losses": losses}
+        )
 
 
 @contextmanager
@@ -231,10 +252,26 @@ def _finish(
         "valid": writer.valid,
         "teachers": _teachers(recipe, prepared, place, load),
         "checkpoint": str(out / "checkpoint"),
+        **_life(recipe, prepared, place, out),
     }
     folder.finish(out, summary)
     page.write([read(out)], out / "report.html")
     return summary
+
+
+def _life(recipe: Recipe, prepared: Prepared, place: Place, out: Path) -> dict[str, Any]:
+    """What a run of several parts has learned and forgotten, with what its recipe asks for besides."""
+    found: dict[str, Any] = {}
+    if len(recipe.parts) > 1:
+        found["life"] = matrix(read(out)).plain()
+        if recipe.life.merge:
+            found["life"]["merged"] = list(merged(recipe, prepared.held_out, place, out))
+    if recipe.data.prompts:
+        model = build.load(str(out / "checkpoint"), recipe.data.objective, recipe.student.remote_code).to(place.device)
+        found["prompts"] = {
+            which: validate(model, held_out, place) for which, held_out in prompted(prepared.held_out).items()
+        }
+    return found
 
 
 def _teachers(recipe: Recipe, prepared: Prepared, place: Place, load: Open) -> dict[str, dict[str, dict[str, float]]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
-from ..types import Batch, Clock, Loss, RecipeError, Teacher, Term
+from ..types import Batch, Clock, Loss, LossFn, RecipeError, Teacher, Term
 from . import terms
 from .project import Addend, project
 from .schedule import Schedule, constant
@@ -89,6 +90,43 @@ class Weighted:
         for _, part in self.parts:
             if part.teacher is not None and ended[id(part.teacher)]:
                 part.teacher.release()
+
+
+class Around:
+    """A loss around another one, `inner`, which it speaks for in everything but the loss itself."""
+
+    inner: LossFn
+
+    def prepare(self, batch: Batch, clock: Clock) -> None:
+        """As the inner loss's."""
+        getattr(self.inner, "prepare", lambda batch, clock: None)(batch, clock)
+
+    def asked(self, clock: Clock) -> Mapping[tuple[int, float], Teacher]:
+        """As the inner loss's."""
+        found: Mapping[tuple[int, float], Teacher] = getattr(self.inner, "asked", lambda clock: {})(clock)
+        return found
+
+    def rates(self, clock: Clock) -> Any:
+        """As the inner loss's."""
+        return getattr(self.inner, "rates", lambda clock: clock.steps)(clock)
+
+    def release(self) -> None:
+        """As the inner loss's."""
+        getattr(self.inner, "release", lambda: None)()
+
+
+def plus(loss: LossFn, weight: float, part: Part) -> LossFn:
+    """The loss with one more part.
+
+    Raises RecipeError when it is no sum of parts.
+    """
+    if isinstance(loss, Weighted):
+        return Weighted((*loss.parts, (constant(weight), part)))
+    if isinstance(loss, Around) and is_dataclass(loss):
+        return replace(loss, inner=plus(loss.inner, weight, part))
+    raise RecipeError(
+        f"{part.name} cannot be added to this method's loss, which is no sum of terms; set its weight to 0"
+    )
 
 
 def weighted(*parts: tuple[Schedule | float, Part]) -> Weighted:

@@ -72,14 +72,15 @@ SHAPES: dict[str, Callable[[float, float, float], Schedule]] = {
 
 
 def until_passed(schedule: Schedule, student: str = "student", teacher: str = "teacher") -> Schedule:
-    """`schedule` until the journal says that the student has passed the teacher, then zero for ever.
+    """`schedule` until the journal says that the student has passed the teacher, then zero to the end of the stage.
 
     It reads the two named values, losses on the same held-out rows; the teacher's is measured once.
     """
 
     def passed(clock: Clock) -> bool:
-        bars = [entry.values[teacher] for entry in clock.journal if teacher in entry.values]
-        return bool(bars) and any(entry.values.get(student, bars[0]) < bars[0] for entry in clock.journal)
+        own = [entry.values for entry in clock.journal if entry.stage == clock.stage]
+        bars = [values[teacher] for values in own if teacher in values]
+        return bool(bars) and any(values.get(student, bars[0]) < bars[0] for values in own)
 
     return Schedule(
         lambda clock: 0.0 if passed(clock) else schedule(clock),

@@ -42,4 +42,4 @@ class Stack(Method):
         rate = SHAPES[self.shape](self.start, 0.0, self.until) if self.start else constant(0.0)
         loss = weighted((rate, distil(inputs.teacher, self.temperature)), (1 - rate, next_token))
         enter = inputs.handed_down("teacher", self.width, self.depth)
-        yield Stage("grow", inputs.batches, FadingIn(loss, self.fade), inputs.steps, enter)
+        yield Stage("grow", inputs.batches, FadingIn(loss, 0.0 if inputs.part else self.fade), inputs.steps, enter)

@@ -36,8 +36,13 @@ def build(student: Student, vocabulary: Any, positions: int) -> LanguageModel:
         **ids,
         **_sizes(student, positions, tokenizer.pad_token_id or 0),
     )
+    if vocabulary.prompts:
+        config.domain_prompts = dict(vocabulary.prompts)
     auto = AutoModelForMaskedLM if student.family in ("bert", "roberta") else AutoModelForCausalLM
-    return LanguageModel(auto.from_config(config))  # type: ignore[no-untyped-call]
+    made = auto.from_config(config)  # type: ignore[no-untyped-call]
+    if vocabulary.prompts and made.can_generate():
+        made.generation_config.suppress_tokens = sorted(vocabulary.prompts.values())
+    return LanguageModel(made)
 
 
 def spread(hidden: int) -> float:

@@ -181,7 +181,11 @@ class LanguageModel(nn.Module):
         """The output matrix and what follows it."""
         output, config = self.model.get_output_embeddings(), self.model.config
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-        return Head(output.weight, output.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+        whole = Head(output.weight, output.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+        prompts = getattr(
+            config, "domain_prompts", None
+        )  # tokens that say where text is from, and are no text: the last ids
+        return whole.narrow(min(prompts.values())) if prompts else whole
 
     def _freeze_unread(self) -> None:
         """An untied BERT or RoBERTa has a second output bias that nothing reads; DDP would wait for its gradient."""
@@ -201,7 +205,8 @@ class LanguageModel(nn.Module):
         tokens_BT = torch.arange(4)[None].to(next(self.model.parameters()).device) % self.vocabulary
         own_ND = self.model(input_ids=tokens_BT).logits[0].float()
         features_ND = self._transform(self._base(tokens_BT, torch.zeros_like(tokens_BT), True)[0])
-        difference = (self.head.logits(features_ND) - own_ND).abs().max() / own_ND.abs().max().clamp_min(1e-6)
+        logits_ND = self.head.logits(features_ND)
+        difference = (logits_ND - own_ND[:, : logits_ND.shape[1]]).abs().max() / own_ND.abs().max().clamp_min(1e-6)
         self.model.train(training)
         if not own_ND.isfinite().all():
             raise ModelError(

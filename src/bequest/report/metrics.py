@@ -85,6 +85,8 @@ def _measured(line: dict[str, Any]) -> bool:
     numbers = [line.get(key) for key in keys] + [
         number for source in (valid.values() if isinstance(valid, dict) else [None]) for number in _values(source)
     ]
+    if "ended" in line:
+        numbers += _values(line.get("losses"))
     return all(isinstance(number, int | float) for number in numbers)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import config
 from ..files import replace_text
-from . import kept
+from . import kept, lives
 from .record import Record
 from .table import losses_of_teachers, savings
 
@@ -41,6 +41,7 @@ def page(records: Sequence[Record]) -> str:
         "savings": "".join(f"<p class=savings>{html.escape(s)}</p>" for s in (*_savings(records), *_unlike(records))),
         "summary": _summary(records),
         "families": "".join(f"<ul class=tree>{_family(r.lineage)}</ul>" for r in records if r.lineage),
+        "lives": lives.section(records),
         "stores": kept.section(records),
         "details": "".join(_details(r) for r in records),
         "data": data([_curves(r) for r in records]),
@@ -175,11 +176,11 @@ def _curves(record: Record) -> dict[str, Any]:
     steps = _thinned(record.steps)
     train = {axis: [_place(line, axis) for line in steps] for axis in AXES}
     train |= {name: [line[name] for line in steps] for name in ("loss", "lr", "rate")}
-    valid = {axis: [_place(line, axis) for line in record.validations] for axis in AXES}
-    sources = dict.fromkeys(source for line in record.validations for source in line["valid"])
+    valid = {axis: [_place(line, axis) for line in record.looks] for axis in AXES}
+    sources = dict.fromkeys(source for line in record.looks for source in line["valid"])
     found = {
         source: {
-            measure: [line["valid"].get(source, {}).get(measure) for line in record.validations]
+            measure: [line["valid"].get(source, {}).get(measure) for line in record.looks]
             for measure in ("loss", "bits_per_byte")
         }
         for source in sources

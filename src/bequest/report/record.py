@@ -43,6 +43,14 @@ class Record:
         return [line for line in self.lines if "valid" in line]
 
     @property
+    def looks(self) -> list[Mapping[str, Any]]:
+        """The same and, where a run of several stages was measured between validations, those losses alone."""
+        seen = {line["tokens"] for line in self.validations}
+        ended = (line for line in self.lines if "ended" in line and line["tokens"] not in seen)
+        others = [{**line, "valid": {s: {"loss": loss} for s, loss in line["losses"].items()}} for line in ended]
+        return sorted([*self.validations, *others], key=lambda line: int(line["tokens"]))
+
+    @property
     def steps(self) -> list[Mapping[str, Any]]:
         """The lines of training steps."""
         return [line for line in self.lines if "loss" in line]

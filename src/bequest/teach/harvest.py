@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.batches import Batches
+from ..data.mix import Stream
 from ..data.pack import Ints
 from ..device import Place
 from ..model.tiled import rows_at_once, rows_in_cache
@@ -35,7 +35,7 @@ FORWARD_TOKENS = 8192
 class Asked:
     """Sequences about which a teacher will be asked: each once, in the order in which they first come."""
 
-    batches: Batches
+    batches: Stream
     places: Ints
     """Where they stand in the endless list of `batches`."""
     keys: tuple[bytes, ...]

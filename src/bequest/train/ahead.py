@@ -42,6 +42,6 @@ class Ahead:
         return batch
 
     def _make(self, clock: Clock) -> Batch:
-        batch = self.stage.batches[clock.step]
+        batch = self.stage.batches.at(clock)
         self._prepare(batch, clock)
         return batch

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data.batches import Batches
+from ..data.mix import Stream
 from ..model.grow.depth import Depth
 from ..model.grow.growth import into
 from ..model.grow.width import Width
@@ -36,6 +37,15 @@ class Measure:
 
     every: int
     ask: Callable[[LanguageModel, Journal], Mapping[str, float]]
+    """Gets the model and the stage's entries so far."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps over which the run's learning-rate schedule is laid once: this stage begins `before` steps after their begin."""
+
+    before: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -43,21 +53,23 @@ class Stage:
     """A number of steps on one sequence of batches with one loss."""
 
     name: str
-    batches: Batches
+    batches: Stream
     loss: LossFn
     steps: int
     enter: Enter = unchanged
     optimiser: Literal["carry", "fresh"] = "carry"
-    rate: Literal["run", "stage"] | Policy = "run"
-    """The run's learning-rate schedule over the run, or over this stage alone, or one of its own over this stage."""
+    rate: Literal["run", "stage"] | Stretch | Policy = "run"
+    """The run's learning-rate schedule over the run, or over this stage alone or a stretch, or one of its own over this stage."""
     measure: Measure | None = None
+    part: str = ""
+    """The stage of the run's life (`data.train`) to which it belongs."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What a run hands to a method."""
 
-    batches: Batches
+    batches: Stream
     steps: int
     seed: int
     teachers: Mapping[str, Teacher]
@@ -68,6 +80,10 @@ class Inputs:
     """Mean loss of a model on held-out batches."""
     after: Callable[[str], Teacher]
     """A handle on the model at the end of an earlier stage, as a teacher."""
+    part: int = 0
+    """Which stage of the run's life is to be planned: the first one is 0."""
+    memories: tuple[Batches, ...] = ()
+    """Of every source of earlier parts, in order: what is kept of it."""
 
     @property
     def teacher(self) -> Teacher:
@@ -89,11 +105,16 @@ class Inputs:
         return self.models[name]
 
     def handed_down(self, name: str, width: Width, depth: Depth) -> Enter:
-        """Enter a stage with that predecessor's weights, grown to the student's sizes, in the student's place."""
+        """Enter a stage with that predecessor's weights, grown to the student's sizes, in the student's place.
+
+        In later parts of a life the student goes on with its own.
+        """
         predecessor = self.model(name)
+        if self.part:
+            return unchanged
         return lambda student, moments: (into(predecessor(), student, width, depth, self.seed), {})
 
-    def against_teacher(self, share: float, sequences: int = 64) -> tuple[Batches, Measure]:
+    def against_teacher(self, share: float, sequences: int = 64) -> tuple[Stream, Measure]:
         """Batches without some reserved sequences, and a comparison of student and teacher on those, every `share` of the run."""
         predecessor = self.model("teacher")
         batches, held = self.batches.reserve(sequences)

@@ -19,7 +19,7 @@ from ..optim import Optimiser, Policy
 from ..recipe import OptimiserSettings
 from ..types import Batch, Clock, Entry, Loss, LossFn, TrainingError
 from .ahead import Ahead
-from .plan import Moments, Stage
+from .plan import Moments, Stage, Stretch
 
 
 @dataclass
@@ -29,6 +29,10 @@ class Ledger:
     student_flops: float = 0.0
     teacher_flops: float = 0.0
     seconds: float = 0.0
+
+    def cost(self) -> dict[str, float]:
+        """As part of a line of the metrics file."""
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
 
 
 @dataclass
@@ -117,12 +121,8 @@ class Stepped:
             "lr": self.lr,
             "rate": self.rate,
             "norm": self.norm.item(),
-            **self.cost(),
+            **self.ledger.cost(),
         }
-
-    def cost(self) -> dict[str, float]:
-        """The ledger as part of a line."""
-        return {**asdict(self.ledger), "seconds": round(self.ledger.seconds, 3)}
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ class StageEnded:
 
     stage: str
     last: bool
+    part: str = ""
+    """The stage of the run's life that has ended with it, if it has one."""
 
 
 Observer = Callable[[State, Stepped | StageEnded], None]
@@ -177,7 +179,10 @@ def run(stages: Sequence[Stage], state: State, settings: Settings, observers: Se
             state.moments, state.loss_state = state.snapshot()[0], {}
             state.node, state.step, state.optimiser, state.loss = node + 1, 0, None, None
         for observe in observers:
-            observe(state, StageEnded(stage.name, last))
+            observe(
+                state,
+                StageEnded(stage.name, last, "" if not last and stages[node + 1].part == stage.part else stage.part),
+            )
     return state
 
 
@@ -204,7 +209,7 @@ def _enter(stage: Stage, state: State, settings: Settings) -> Trained:
 
 def _measure(stage: Stage, state: State) -> None:
     if stage.measure and state.step % stage.measure.every == 0:
-        values = stage.measure.ask(state.model, tuple(state.journal))
+        values = stage.measure.ask(state.model, [entry for entry in state.journal if entry.stage == stage.name])
         state.journal.append(Entry(stage.name, state.step, dict(values)))
 
 
@@ -213,7 +218,13 @@ def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, s
     started = time.perf_counter()
     assert state.optimiser is not None
     clock = Clock(
-        state.step, stage.steps, state.step * settings.batch_tokens, state.run_step, state.tokens, tuple(state.journal)
+        step=state.step,
+        steps=stage.steps,
+        tokens=state.step * settings.batch_tokens,
+        run_step=state.run_step,
+        run_tokens=state.tokens,
+        journal=tuple(state.journal),
+        stage=stage.name,
     )
     torch.manual_seed(seed_of(settings.seed, state.run_step))  # dropout is a function of the step: nothing to save
     batch = ahead(clock)
@@ -242,12 +253,14 @@ def _advance(stage: Stage, trained: Trained, state: State, settings: Settings, s
 
 
 def rate_at(stage: Stage, policy: Policy, clock: Clock, steps: int, batch_tokens: int) -> float:
-    """The learning rate's multiplier at a clock: the run's policy over all its steps, or it or the stage's own over the stage."""
+    """The learning rate's multiplier at a clock: the run's policy over all its steps, over the stage or a stretch, or the stage's own."""
     if stage.rate == "run":
         return policy(clock.run_tokens, steps * batch_tokens)
-    tokens = stage.steps * batch_tokens
-    own = replace(policy, planned=tokens) if stage.rate == "stage" else stage.rate
-    return own(clock.tokens, tokens)
+    if stage.rate == "stage" or isinstance(stage.rate, Stretch):
+        stretch = stage.rate if isinstance(stage.rate, Stretch) else Stretch(0, stage.steps)
+        whole = stretch.steps * batch_tokens
+        return replace(policy, planned=whole)(stretch.before * batch_tokens + clock.tokens, whole)
+    return stage.rate(clock.tokens, stage.steps * batch_tokens)
 
 
 def _backward(trained: Trained, batch: Batch, clock: Clock, settings: Settings, state: State) -> Iterator[Loss]:

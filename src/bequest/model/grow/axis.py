@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
@@ -123,8 +123,10 @@ class Noise:
 
 def weights(old: Tensor, axes: Sequence[Axis], noise: Noise) -> Tensor:
     """A tensor grown along its axes; in its own precision, which should be fp32 at least."""
-    sample = old.flatten()[:: 1 + old.numel() // SAMPLE]
-    spread = sample.std(correction=0)  # stays a tensor: growth is also tried on tensors without numbers
+
+    @cache
+    def spread() -> Tensor:  # stays a tensor: growth is also tried on tensors without numbers
+        return old.flatten()[:: 1 + old.numel() // SAMPLE].std(correction=0)
 
     def fill(part: Tensor, axis: Axis, rows: Tensor) -> None:
         match axis.new:
@@ -133,7 +135,7 @@ def weights(old: Tensor, axes: Sequence[Axis], noise: Noise) -> Tensor:
             case "mean":
                 part.copy_((rows.mean(1, keepdim=True) * _size(axis.times_I)).expand_as(part))
             case "free":
-                noise(part, spread * _size(axis.times_I))
+                noise(part, spread() * _size(axis.times_I))
 
     return _grown(old, axes, [axis.times_I for axis in axes], fill)
 

@@ -1,0 +1,102 @@
+"""A life in stages: any method, once for every part of a run's text, and what keeps the parts before from being forgotten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate, pairwise
+
+from ..data.batches import Batches
+from ..data.mix import Mixed
+from ..loss.anchor import Anchored
+from ..loss.combine import distil, plus
+from ..model.language import LanguageModel
+from ..recipe import Life
+from ..types import Batch, Journal, RecipeError, Teacher
+from .plan import Inputs, Measure, Method, Stage, Stretch, unchanged
+
+RESERVED = 32
+"""Sequences of each source that are in no memory: on them losses are looked at, where sampling goes by them."""
+
+
+def life(method: Method, inputs: Inputs, settings: Life, parts: Mapping[str, tuple[str, ...]]) -> Iterator[Stage]:
+    """The method's stages for every part, in order; with a single part they are the method's own.
+
+    A method sees one part at a time: its text with replay, its steps, and what is kept of the sources before.
+    """
+    if len(parts) == 1:
+        yield from method.plan(inputs)
+        return
+    assert isinstance(inputs.batches, Batches)
+    if inputs.steps < len(parts):
+        raise RecipeError(f"train.tokens are {inputs.steps} steps for {len(parts)} stages of data.train; raise them")
+    ends = _ends(inputs.steps, settings.shares or (1.0,) * len(parts))
+    memories: tuple[Batches, ...] = ()
+    held: dict[str, list[Batch]] = {}
+    before: Stage | None = None
+    for number, ((part, sources), (first, last)) in enumerate(zip(parts.items(), pairwise(ends), strict=True)):
+        here = inputs.batches.only(*sources)
+        own = replace(
+            inputs,
+            batches=Mixed(here, memories, settings.replay, settings.sampling) if memories and settings.replay else here,
+            steps=last - first,
+            part=number,
+            memories=memories,
+            after=partial(_after, inputs, part),
+        )
+        behind = 0
+        for stage in method.plan(own):
+            stage = replace(stage, name=f"{part}.{stage.name}", part=part)
+            if settings.rate == "stage" and stage.rate == "run":
+                stage = replace(stage, rate=Stretch(behind, own.steps))
+            if before:
+                stage = _later(stage, inputs.after(before.name), own, settings, begins=not behind)
+                stage = replace(stage, measure=stage.measure or _look(own, held, settings, stage.steps))
+            behind += stage.steps
+            yield stage
+        before = stage
+        for source in sources:
+            memory, held[source] = inputs.batches.only(source).reserve(RESERVED)
+            memories += (memory.part(settings.memory),)
+
+
+def _after(inputs: Inputs, part: str, stage: str) -> Teacher:
+    return inputs.after(f"{part}.{stage}")
+
+
+def _ends(steps: int, shares: tuple[float, ...]) -> list[int]:
+    """Where the parts begin and end; what does not divide evens out."""
+    whole = math.fsum(shares)
+    return [round(steps * behind / whole) for behind in accumulate(shares, initial=0.0)]
+
+
+def _later(stage: Stage, previous: Teacher, inputs: Inputs, settings: Life, begins: bool) -> Stage:
+    """A stage of a later part, held back by what came before.
+
+    Raises RecipeError when models on the way from one part to the next are asked for and the student grows there.
+    """
+    if settings.merge and stage.enter is not unchanged:
+        raise RecipeError(
+            "life.merge: the student changes its shape between stages, so that nothing lies between; leave it out"
+        )
+    loss = stage.loss
+    if settings.kl:
+        loss = plus(loss, settings.kl, distil(previous, settings.temperature, name="previous"))
+    if settings.ewc:
+        loss = Anchored(loss, settings.ewc, inputs.memories, settings.ewc_sequences)
+    fresh = stage.optimiser == "fresh" or (begins and settings.optimiser == "fresh")
+    return replace(stage, loss=loss, optimiser="fresh" if fresh else "carry")
+
+
+def _look(inputs: Inputs, held: Mapping[str, list[Batch]], settings: Life, steps: int) -> Measure | None:
+    """Losses on reserved text of every earlier source, for a sampling that goes by them."""
+    if settings.sampling == "uniform":
+        return None
+    looked = dict(held)
+
+    def ask(model: LanguageModel, journal: Journal) -> dict[str, float]:
+        return {source: inputs.evaluate(model, batches) for source, batches in looked.items()}
+
+    return Measure(max(1, round(settings.look_every * steps)), ask)
