@@ -425,6 +425,19 @@ def test_the_report_shows_the_matrix(world, tmp_path):
         record.read(out)
 
 
+def test_a_loaded_model_tells_what_it_forgets(world, tmp_path):
+    first = world.run(tmp_path / "first", PLAIN, train__tokens=4096)
+    own = {"teachers": {}, "student": {"load": first["checkpoint"]}}
+    valid = [{"path": str(world.valid), "source": "old"}, {"path": str(world.other), "source": "new"}]
+    texts = {"data__train": [{"path": str(world.other), "source": "new"}], "data__valid": valid}
+    found = world.run(tmp_path / "run", PLAIN, **own, **texts)
+    assert set(found["change"]) == {"old", "new"}
+    assert found["change"]["old"] == pytest.approx(
+        found["valid"]["old"]["loss"] - first["valid"]["one"]["loss"], rel=1e-3
+    )
+    assert "change" not in first
+
+
 # What cannot be
 
 

@@ -24,6 +24,9 @@ def command(path: Path, overrides: tuple[str, ...], out: Path | None, push: str 
     table.show(table.of_run(summary))
     if "life" in summary:
         print(lives.told(summary["life"]))
+    if "change" in summary:
+        changes = (f"{source} {change:+.4f}" for source, change in summary["change"].items())
+        print(f"loss since the loaded model: {', '.join(changes)}")
     print(table.cost(summary))
     print(f"the model: {summary['checkpoint']}")
     print(f"the report: {folder / 'report.html'}")

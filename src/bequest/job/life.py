@@ -20,6 +20,26 @@ from ..report.record import Record
 from ..types import FolderError
 
 
+def told(recipe: Recipe, record: Record, held_out: Mapping[str, HeldOut], place: Place) -> dict[str, Any]:
+    """What a finished run's summary says of it, with what its recipe asks for besides.
+
+    Of a single part that goes on from a loaded model: how the loss on every domain has changed, the old ones' too.
+    """
+    found: dict[str, Any] = {}
+    if len(recipe.parts) > 1:
+        found["life"] = matrix(record).plain()
+        if recipe.life.merge:
+            found["life"]["merged"] = list(merged(recipe, held_out, place, record.folder))
+    elif recipe.student.load and (begun := [line["losses"] for line in record.lines if line.get("ended") == ""]):
+        now = record.validations[-1]["valid"]
+        found["change"] = {source: now[source]["loss"] - loss for source, loss in begun[-1].items()}
+    if recipe.data.prompts:
+        last = str(record.folder / "checkpoint")
+        model = build.load(last, recipe.data.objective, recipe.student.remote_code).to(place.device)
+        found["prompts"] = {which: validate(model, texts, place) for which, texts in prompted(held_out).items()}
+    return found
+
+
 def matrix(record: Record) -> Matrix:
     """The losses that a run's metrics file tells of, before its first part and after each.
 

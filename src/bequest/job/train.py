@@ -33,7 +33,7 @@ from ..types import ModelError, Stopped, TrainingError
 from . import extend, folder, lineage
 from .asked import require_answers
 from .inspect import describe
-from .life import matrix, merged, prompted
+from .life import told
 from .prepare import Open, Prepared, completed, find_method, inputs, new_student, opener, prepare, resolved, stages_of
 
 
@@ -132,7 +132,7 @@ def _run(
     ):
         metrics = Metrics(out / "metrics.jsonl", train.log_every_steps, state.run_step, listeners)
         evaluator = Evaluator(prepared.held_out, settings.place, metrics, recipe.eval.every_tokens, writer.valid)
-        if len(recipe.parts) > 1 and not state.run_step:
+        if not state.run_step and (len(recipe.parts) > 1 or recipe.student.load):
             evaluator.note(state, "")
         try:
             run(stages, state, settings, (metrics, evaluator, progress, saver, stopper))
@@ -252,26 +252,11 @@ def _finish(
         "valid": writer.valid,
         "teachers": _teachers(recipe, prepared, place, load),
         "checkpoint": str(out / "checkpoint"),
-        **_life(recipe, prepared, place, out),
+        **told(recipe, read(out), prepared.held_out, place),
     }
     folder.finish(out, summary)
     page.write([read(out)], out / "report.html")
     return summary
-
-
-def _life(recipe: Recipe, prepared: Prepared, place: Place, out: Path) -> dict[str, Any]:
-    """What a run of several parts has learned and forgotten, with what its recipe asks for besides."""
-    found: dict[str, Any] = {}
-    if len(recipe.parts) > 1:
-        found["life"] = matrix(read(out)).plain()
-        if recipe.life.merge:
-            found["life"]["merged"] = list(merged(recipe, prepared.held_out, place, out))
-    if recipe.data.prompts:
-        model = build.load(str(out / "checkpoint"), recipe.data.objective, recipe.student.remote_code).to(place.device)
-        found["prompts"] = {
-            which: validate(model, held_out, place) for which, held_out in prompted(prepared.held_out).items()
-        }
-    return found
 
 
 def _teachers(recipe: Recipe, prepared: Prepared, place: Place, load: Open) -> dict[str, dict[str, dict[str, float]]]:
