@@ -37,7 +37,7 @@ def staged(world, *more, **life):
     texts = [("one", world.train), ("two", world.other), *(("three", path) for path in more)]
     train = [{"path": str(path), "source": source, "stage": source} for source, path in texts]
     valid = [{"path": str(world.valid), "source": s} for s in ("one", "two", "three")]
-    return {"data__train": train, "data__valid": valid, "life": life}
+    return {"data__train": train, "data__valid": valid, "life": life, "eval": {"tokens": 500}}
 
 
 def batches(world, size=8, **changes) -> Batches:
@@ -196,7 +196,7 @@ def test_a_model_with_prompts_is_an_ordinary_folder(world, tmp_path):
     from bequest.job.look import evaluate
 
     own = {"teachers": {}, "tokenizer": {"load": world.teacher["causal"]}}
-    found = world.run(tmp_path / "run", PLAIN, **staged(world), **own, data__prompts=True)
+    found = world.run(tmp_path / "run", PLAIN, **staged(world), **own, data__prompts=True, eval__tokens=0)
     folder = found["checkpoint"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer.convert_tokens_to_ids("<|source:two|>")
