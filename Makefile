@@ -33,8 +33,8 @@ results: setup
 
 # Every sweep of docs/results.md: hours on two cores; safe to stop and to start again.
 bench: setup
-	for sweep in headline teachers placebos generations confirm masked; do \
-		$(RUN)/bequest compare bench/ki/$$sweep.yaml || exit; \
+	for sweep in ki/headline ki/teachers ki/placebos ki/generations ki/confirm ki/masked ki/stacking elle/elle; do \
+		$(RUN)/bequest compare bench/$$sweep.yaml || exit; \
 	done
 
 bench-signals: setup

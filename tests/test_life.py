@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model, make_vocabulary, same_bits, sentences, weights, write_jsonl
-from laws import stop_and_resume_same_bits
+from laws import stop_and_resume_same_bits, stopped_at
 
 from bequest import sense
 from bequest.data.batches import Batches
@@ -454,6 +454,12 @@ def test_a_loaded_model_tells_what_it_forgets(world, tmp_path):
             "the source 'a' in the stages 'x' and 'y'",
         ),
         ({"data__train": [{"path": "a", "source": "a", "stage": "x/y"}]}, "cannot be a folder's name"),
+        ({"data__train": [{"path": "a", "source": "a", "stage": "a.b"}]}, "cannot be a folder's name"),
+        ({"data__valid": [{"path": "a", "source": "one", "stage": "x"}]}, "only data.train is learned in stages"),
+        (
+            {"data__train": [{"path": "a", "source": s, "stage": s} for s in ("one", "other")]},
+            "data.valid has no text of the source 'other'",
+        ),
         ({"data__prompt_drop": 0.5}, "no meaning without data.prompts"),
     ],
 )
@@ -481,8 +487,16 @@ def test_lives_that_make_no_sense(world, life, sentence):
 
 
 def test_too_few_steps_for_so_many_stages(world, tmp_path):
-    with pytest.raises(RecipeError, match="1 steps for 2 stages"):
+    with pytest.raises(RecipeError, match="1 steps leave none for the stage"):
         world.run(tmp_path / "run", PLAIN, **staged(world), train__tokens=128)
+    with pytest.raises(RecipeError, match="12 steps leave none for the stage 'two'"):
+        world.run(tmp_path / "run", PLAIN, **staged(world, shares=[1, 1e-9]))
+
+
+def test_what_stages_are_measured_on_does_not_change(world, tmp_path):
+    stopped_at(world, tmp_path / "run", 8, PLAIN, "causal", **staged(world))
+    with pytest.raises(FolderError, match=r"on eval\.tokens 500; leave it at that"):
+        world.run(tmp_path / "run", PLAIN, **staged(world) | {"eval": {"tokens": 300}})
 
 
 @pytest.mark.parametrize("life", [{"ewc": 10.0, "ewc_sequences": 4}, {"kl": 0.5, "replay": 0.25}])

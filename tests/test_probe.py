@@ -81,6 +81,11 @@ def test_files_that_are_no_task(world, task, tmp_path):
     other.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 2}\n')
     with pytest.raises(DataError, match="the label '2', which nothing was trained on"):
         probe(world.teacher["causal"], str(task[0]), str(other), 1, 1, 1e-3)
+    single = write(tmp_path / "single.jsonl", [1, 1])
+    with pytest.raises(DataError, match="one label, '1', alone"):
+        probe(world.teacher["causal"], str(single), str(task[1]), 1, 1, 1e-3)
+    with pytest.raises(DataError, match=r"no prompt for the source 'wiki' \(there are: none at all\)"):
+        probe(world.teacher["causal"], "wiki=task.jsonl", str(task[1]), 1, 1, 1e-3)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="no labelled text"):
         probe(world.teacher["causal"], str(tmp_path / "empty.jsonl"), str(task[1]), 1, 1, 1e-3)

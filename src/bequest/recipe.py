@@ -183,7 +183,7 @@ class Life(Config):
     """Of both models in that; there is a factor temperature²."""
     ewc: NotNegative = 0.0
     """Elastic weight consolidation: weight of the squared change of each weight since the stage's begin times its Fisher information."""
-    ewc_sequences: Positive = 64
+    ewc_sequences: Annotated[int, at.Ge(1), at.Le(65_536)] = 64
     """Sequences of memory from which the Fisher information is estimated when a stage begins."""
     optimiser: Literal["carry", "fresh"] = "carry"
     """Whether a later stage goes on with the optimiser's moments."""

@@ -205,10 +205,17 @@ def _life_problems(recipe: Recipe) -> list[str]:
                     f"data.train has the source {source!r} in the stages {homes[source]!r} and {stage!r}; "
                     "give the later one another source"
                 )
-        if set(stage) & set("/\\\0.") or len(stage) > 100:
+        if stage and not re.fullmatch(r"\w[\w-]{0,99}", stage):
             found.append(
                 f"data.train has the stage {stage!r}, which cannot be a folder's name; use letters, digits, dashes"
             )
+    held_out = {text.source for text in recipe.data.valid}
+    if len(parts) > 1 and held_out and (missing := [source for source in homes if source not in held_out]):
+        found.append(
+            f"data.valid has no text of the source {missing[0]!r}; add some, or nobody can tell how much of it is forgotten"
+        )
+    if any(text.stage for text in recipe.data.valid):
+        found.append("data.valid has a stage, but only data.train is learned in stages; leave it out there")
     if len(parts) == 1 and life != type(life)():
         found.append(
             "life is about runs of several stages; give the entries of data.train a stage each, or leave life out"

@@ -10,20 +10,21 @@ from bequest.job import check
 from bequest.methods.elle import ELLE
 from bequest.model import build
 from bequest.report import metrics
+from bequest.types import RecipeError
 
 ZERO = {"name": "elle"}
 METHOD = {"name": "elle", "recover": 0.34, "sizes": [{"hidden": 32, "heads": 4, "width": "tile"}]}
 NEEDS_TEACHER = False
 
 
-def ONE_STEP_CHANGES(world, objective):
-    return {}
+ONE_STEP = ZERO  # in which there are no stages
 
 
 def CHANGES(world, objective):
     texts = [("one", world.train), ("two", world.other)]
     train = [{"path": str(path), "source": source, "stage": source} for source, path in texts]
-    return {"data__train": train, "life": {"replay": 0.25, "memory": 0.2}}
+    valid = [{"path": str(world.valid), "source": source} for source, _ in texts]
+    return {"data__train": train, "data__valid": valid, "life": {"replay": 0.25, "memory": 0.2}}
 
 
 def test_it_expands_recovers_on_memory_and_trains(world, tmp_path):
@@ -48,7 +49,7 @@ def test_recovery_is_on_the_last_sources_memory_and_a_share_of_those_before(worl
     from types import SimpleNamespace
 
     memories = tuple(_Named(name, 8) for name in ("one", "two", "three"))
-    inputs = SimpleNamespace(memories=memories, batches="new", steps=20, part=3, seed=0)
+    inputs = SimpleNamespace(memories=memories, batches="new", steps=20, part=3, parts=4, seed=0)
     method = decode(ELLE, {"recover": 0.5, "earlier": 0.25}, "a test")
     recover, train = method.plan(inputs)
     assert (recover.steps, train.steps, train.batches) == (10, 10, "new")
@@ -64,9 +65,14 @@ class _Named:
 
 
 def test_with_one_part_it_is_plain(world, tmp_path):
-    world.run(tmp_path / "elle", {"name": "elle", "sizes": [{"layers": 4}]})
+    world.run(tmp_path / "elle", {"name": "elle", "recover": 0.5})
     world.run(tmp_path / "plain", {"name": "plain"})
     assert same_bits(weights(tmp_path / "elle"), weights(tmp_path / "plain"))
+
+
+def test_sizes_without_a_stage_to_grow_in(world, tmp_path):
+    with pytest.raises(RecipeError, match="1 entries for 0 later stages"):
+        world.run(tmp_path / "run", {"name": "elle", "sizes": [{"layers": 4}]})
 
 
 def test_check_walks_every_part(world, tmp_path):

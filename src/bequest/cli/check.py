@@ -33,7 +33,9 @@ def command(path: Path, overrides: tuple[str, ...], out: Path | None, time: bool
         print(f"bequest: {sentence}", file=sys.stderr)
     if recipe is None or problems:
         raise SystemExit(2)
-    _show(recipe.name, check.plan(recipe, folder))
+    with sense.named(path):
+        plan = check.plan(recipe, folder)
+    _show(recipe.name, plan)
     for name, spec in recipe.teachers.items():
         if check.unharvested(recipe).teachers[name] != spec:
             print(

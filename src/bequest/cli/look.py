@@ -39,7 +39,9 @@ def probe(checkpoint: str, task: str, dev: Path, seeds: int, epochs: int, rate: 
     print(f"{checkpoint}, fine-tuned on {task}, right about {dev}:")
     for seed, one in enumerate(scores):
         print(f"seed {seed}: accuracy {one.accuracy:.4f}, macro-F1 {one.macro_f1:.4f}")
+    if seeds == 1:
+        return
     print(
-        f"{seeds} seed{'s' if seeds > 1 else ''}: accuracy {mean.accuracy:.4f} (sd {spread.accuracy:.4f}), "
+        f"{seeds} seeds: accuracy {mean.accuracy:.4f} (sd {spread.accuracy:.4f}), "
         f"macro-F1 {mean.macro_f1:.4f} (sd {spread.macro_f1:.4f})"
     )

@@ -158,6 +158,8 @@ def _ratio(arm: Side, base: Side, seed: int, axis: Axis) -> float | str:
         return "what a predecessor cost to train is not known"
     if not base.has_ladder:
         target = base.final(seed).loss
+        if len(own) < 2:
+            return f"{arm.name} was measured at its end alone; give eval.every_tokens, or {base.name} several budgets"
         above = [number for number, (_, loss) in enumerate(own) if loss >= target]
         if not above:
             return f"{arm.name} is below {base.name}'s final loss at its first validation already (seed {seed})"

@@ -117,6 +117,11 @@ def probe(checkpoint: str, training: str, held_out: str, seeds: int, epochs: int
     vocabulary = tokenizer.load(checkpoint)
     model = build.load(checkpoint, build.objective_of(build.config_of(checkpoint)))
     limit = min(512, build.positions_of(model.model.config))
+    if source and source not in vocabulary.prompts:
+        there = ", ".join(vocabulary.prompts) or "none at all"
+        raise DataError(
+            f"{checkpoint} has no prompt for the source {source!r} (there are: {there}); leave {source}= out"
+        )
     first = vocabulary.prompts.get(source, vocabulary.begin)
     learned = _task(path, vocabulary, first, limit)
     other = _task(held_out, vocabulary, first, limit, learned.names)
@@ -166,6 +171,8 @@ def _task(path: str, vocabulary: Vocabulary, first: int, limit: int, names: tupl
         raise DataError(f"there is no labelled text in {path}; give a jsonl file whose lines have text and label")
     labels = [label for _, label in found]
     names = names or tuple(sorted(set(labels)))
+    if len(names) < 2:
+        raise DataError(f"{path} has one label, {names[0]!r}, alone; there is nothing to tell apart")
     if unknown := sorted(set(labels) - set(names)):
         raise DataError(f"{path} has the label {unknown[0]!r}, which nothing was trained on; take it out")
     ids = vocabulary.encode([text for text, _ in found])

@@ -29,7 +29,7 @@ from ..report.record import LINEAGE, STORES, read, remember
 from ..train import checkpoint
 from ..train.plan import Method, Stage
 from ..train.run import Settings, StageEnded, State, Stepped, run
-from ..types import ModelError, Stopped, TrainingError
+from ..types import FolderError, ModelError, Stopped, TrainingError
 from . import extend, folder, lineage
 from .asked import require_answers
 from .inspect import describe
@@ -53,6 +53,11 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             folder.refuse_changes(out, completed(old), resolved(recipe, method), contents_known=not finished)
             if finished and old["train"]["tokens"] == recipe.train.tokens:
                 return finished | {"was_finished": True}
+            if len(recipe.parts) > 1 and old["eval"]["tokens"] != recipe.eval.tokens:
+                raise FolderError(
+                    f"{out} measured its stages so far on eval.tokens {old['eval']['tokens']}; "
+                    "leave it at that, or start a new run with --out"
+                )
         return _train(recipe, method, old, out)
 
 

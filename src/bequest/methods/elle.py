@@ -12,6 +12,7 @@ from ..loss.combine import next_token, weighted
 from ..model.grow.growth import Growth, grown
 from ..model.language import LanguageModel
 from ..train.plan import Inputs, Method, Moments, Stage, Stretch, unchanged
+from ..types import RecipeError
 
 
 class ELLE(Method):
@@ -22,14 +23,22 @@ class ELLE(Method):
     """
 
     sizes: tuple[Growth, ...] = ()
-    """What is to be larger in the second part, the third, and so on; in parts beyond these nothing grows."""
+    """What is to be larger in the run's second stage, the third, and so on; in stages beyond these nothing grows."""
     recover: Share = 0.05
     """The share of a later part's steps that are on memory: of 25,000 steps the paper's BASE models take 5,000, LARGE 1,000."""
     earlier: Share = 0.1
     """The share of that which comes from sources before the last part's."""
 
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
-        """One part: expansion and recovery where there is something to recover, then training."""
+        """One part: expansion and recovery where there is something to recover, then training.
+
+        Raises RecipeError when there are more sizes than later parts.
+        """
+        if len(self.sizes) >= inputs.parts and self.sizes:
+            raise RecipeError(
+                f"method.sizes has {len(self.sizes)} entries for {inputs.parts - 1} later stages of data.train; "
+                "give one for each at most"
+            )
         loss, steps = weighted((1.0, next_token)), 0
         growth = self.sizes[inputs.part - 1] if 0 < inputs.part <= len(self.sizes) else None
         enter = (

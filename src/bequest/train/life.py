@@ -30,9 +30,11 @@ def life(method: Method, inputs: Inputs, settings: Life, parts: Mapping[str, tup
         yield from method.plan(inputs)
         return
     assert isinstance(inputs.batches, Batches)
-    if inputs.steps < len(parts):
-        raise RecipeError(f"train.tokens are {inputs.steps} steps for {len(parts)} stages of data.train; raise them")
     ends = _ends(inputs.steps, settings.shares or (1.0,) * len(parts))
+    if idle := [part for part, (first, last) in zip(parts, pairwise(ends), strict=True) if first == last]:
+        raise RecipeError(
+            f"the run's {inputs.steps} steps leave none for the stage {idle[0]!r}; raise train.tokens, or change life.shares"
+        )
     memories: tuple[Batches, ...] = ()
     held: dict[str, list[Batch]] = {}
     before: Stage | None = None
@@ -43,6 +45,7 @@ def life(method: Method, inputs: Inputs, settings: Life, parts: Mapping[str, tup
             batches=Mixed(here, memories, settings.replay, settings.sampling) if memories and settings.replay else here,
             steps=last - first,
             part=number,
+            parts=len(parts),
             memories=memories,
             after=partial(_after, inputs, part),
         )

@@ -82,6 +82,8 @@ class Inputs:
     """A handle on the model at the end of an earlier stage, as a teacher."""
     part: int = 0
     """Which stage of the run's life is to be planned: the first one is 0."""
+    parts: int = 1
+    """How many there are."""
     memories: tuple[Batches, ...] = ()
     """Of every source of earlier parts, in order: what is kept of it."""
 
