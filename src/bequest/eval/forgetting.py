@@ -32,7 +32,7 @@ class Matrix:
     """By domain; 1 + as many as parts have ended."""
 
     def average(self, t: int) -> float | None:
-        """AP after part t (Qin et al. 2022, ELLE, section 4.1)."""
+        """AP after part t (Qin et al. 2022, ELLE)."""
         mean = _mean([self.loss[t][i] for i in self._seen(t)])
         return None if mean is None else math.exp(min(mean, 700.0))
 
