@@ -92,7 +92,7 @@ class Mixed:
 
     def replayed(self, steps: int) -> int:
         """Old sequences in so many first steps."""
-        return int(Fraction(repr(self.share)) * self.size * steps)
+        return int(Fraction(self.share).limit_denominator(1_000_000_000) * self.size * steps)
 
     @property
     def _lists(self) -> tuple[Batches, ...]:
