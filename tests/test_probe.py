@@ -7,8 +7,13 @@ import pytest
 from conftest import write_jsonl
 
 from bequest.cli.look import probe as command
-from bequest.job.probe import Score, Texts, _task, mean, probe, score
+from bequest.job import probe as probes
+from bequest.job.probe import Score, Texts, _task, mean, score
 from bequest.types import Clock, DataError
+
+
+def probe(*arguments):
+    return list(probes.probe(*arguments))
 
 
 def write(path, labels, seed=0):

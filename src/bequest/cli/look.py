@@ -34,13 +34,15 @@ def evaluate(checkpoint: str, data: Sequence[str], sequence: int) -> None:
 def probe(checkpoint: str, task: str, dev: Path, seeds: int, epochs: int, rate: float) -> None:
     """Print what a model gets right after fine-tuning: each seed, then mean and standard deviation."""
     build.quiet()
-    scores = probes.probe(checkpoint, task, str(dev), seeds, epochs, rate)
-    mean, spread = probes.mean(scores)
-    print(f"{checkpoint}, fine-tuned on {task}, right about {dev}:")
-    for seed, one in enumerate(scores):
-        print(f"seed {seed}: accuracy {one.accuracy:.4f}, macro-F1 {one.macro_f1:.4f}")
+    scores: list[probes.Score] = []
+    for one in probes.probe(checkpoint, task, str(dev), seeds, epochs, rate):
+        if not scores:
+            print(f"{checkpoint}, fine-tuned on {task}, right about {dev}:")
+        print(f"seed {len(scores)}: accuracy {one.accuracy:.4f}, macro-F1 {one.macro_f1:.4f}", flush=True)
+        scores.append(one)
     if seeds == 1:
         return
+    mean, spread = probes.mean(scores)
     print(
         f"{seeds} seeds: accuracy {mean.accuracy:.4f} (sd {spread.accuracy:.4f}), "
         f"macro-F1 {mean.macro_f1:.4f} (sd {spread.macro_f1:.4f})"

@@ -106,7 +106,7 @@ class Score:
     """The mean over labels of 2 x right / (said + true)."""
 
 
-def probe(checkpoint: str, training: str, held_out: str, seeds: int, epochs: int, rate: float) -> list[Score]:
+def probe(checkpoint: str, training: str, held_out: str, seeds: int, epochs: int, rate: float) -> Iterator[Score]:
     """Fine-tune a model on a jsonl file of `text` and `label`, once per seed, and score it on another.
 
     `training` may begin with a source, `SOURCE=PATH`: if the model has a prompt for it, that stands in place of BOS. Raises
@@ -126,7 +126,8 @@ def probe(checkpoint: str, training: str, held_out: str, seeds: int, epochs: int
     learned = _task(path, vocabulary, first, limit)
     other = _task(held_out, vocabulary, first, limit, learned.names)
     padding = vocabulary.tokenizer.pad_token_id or 0
-    return [_score(copy.deepcopy(model), learned, other, padding, where, seed, epochs, rate) for seed in range(seeds)]
+    for seed in range(seeds):
+        yield _score(copy.deepcopy(model), learned, other, padding, where, seed, epochs, rate)
 
 
 def _score(
