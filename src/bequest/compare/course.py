@@ -132,22 +132,21 @@ class Course:
 
     def _tokens(self, arm: str, seed: int, recipe: Recipe, budget: float) -> int:
         """How many tokens a run sees: whole batches."""
-        spec, batch = self.sweep.pool[arm], recipe.train.batch_tokens
-        wanted = budget * recipe.train.tokens
-        if spec.cost_of:
-            results = [self._good(name, seed) for name in (spec.cost_of, spec.like)]
-            if spec.cost_in == "seconds":  # the first seed's hold for all
-                first = [self._good(n, self.sweep.seeds_of(n)[0]) for n in (spec.like, spec.cost_of)]
-                wanted = seconds.share(first[0].run, first[1].run, self.root) * first[0].end.tokens
-                return max(1, round(wanted / batch)) * batch
-            other, own = (result.end for result in results)
-            flops = other.counted_flops if spec.counted else other.all_flops
-            if flops is None:
-                raise RecipeError(
-                    f"what the predecessors of {spec.cost_of} cost to train is not known; leave out counted"
-                )
-            wanted = flops / (own.all_flops / own.tokens)
+        batch = recipe.train.batch_tokens
+        wanted = self._affordable(arm, seed) if self.sweep.pool[arm].cost_of else budget * recipe.train.tokens
         return max(1, round(wanted / batch)) * batch
+
+    def _affordable(self, arm: str, seed: int) -> float:
+        """As many tokens as cost what another arm's result costs."""
+        spec = self.sweep.pool[arm]
+        if spec.cost_in == "seconds":  # the first seed's hold for all
+            own, other = (self._good(name, self.sweep.seeds_of(name)[0]) for name in (spec.like, spec.cost_of))
+            return seconds.share(own.run, other.run, self.root) * own.end.tokens
+        own, other = (self._good(name, seed) for name in (spec.like, spec.cost_of))
+        flops = other.end.counted_flops if spec.counted else other.end.all_flops
+        if flops is None:
+            raise RecipeError(f"what the predecessors of {spec.cost_of} cost to train is not known; leave out counted")
+        return flops / (own.end.all_flops / own.end.tokens)
 
     def due(self, arms: Sequence[str]) -> list[Run]:
         """The runs that can begin now, for these arms and all that they need: first those that others wait for."""

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import accumulate, groupby, pairwise
 from typing import Literal
 
@@ -92,7 +93,11 @@ class Mixed:
 
     def replayed(self, steps: int) -> int:
         """Old sequences in so many first steps."""
-        return int(Fraction(self.share).limit_denominator(1_000_000_000) * self.size * steps)
+        return int(self._share * self.size * steps)
+
+    @cached_property
+    def _share(self) -> Fraction:
+        return Fraction(self.share).limit_denominator(1_000_000_000)  # a third is meant as a third
 
     @property
     def _lists(self) -> tuple[Batches, ...]:

@@ -49,8 +49,8 @@ from .prepare import (
     packs,
     prepare,
     resolved,
-    stages_of,
 )
+from .stages import stages_of
 from .train import settings_of
 
 P = ParamSpec("P")

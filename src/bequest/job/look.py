@@ -126,9 +126,13 @@ def is_masked(checkpoint: str) -> bool:
     return build.objective_of(build.config_of(checkpoint)) == "masked"
 
 
+def split(argument: str) -> tuple[str, str]:
+    """`[source=]PATH` as source, empty unless given, and path."""
+    source, equals, path = argument.partition("=")
+    return (source, path) if equals and "/" not in source else ("", argument)
+
+
 def text_entry(argument: str) -> dict[str, str]:
     """`[source=]PATH` as an entry of data.valid; the source is the file's name unless given."""
-    source, equals, path = argument.partition("=")
-    if not equals or "/" in source:
-        source, path = Path(argument).name.split(".")[0] or "text", argument
-    return {"path": path, "source": source}
+    source, path = split(argument)
+    return {"path": path, "source": source or Path(path).name.split(".")[0] or "text"}

@@ -32,8 +32,7 @@ from ..teach.controls import CONTROLS
 from ..teach.live import Live
 from ..teach.store import open_store
 from ..teach.stored import Stored
-from ..train.life import life
-from ..train.plan import Inputs, Method, Stage
+from ..train.plan import Inputs, Method
 from ..types import DataError, Doc, ModelError, RecipeError, Teacher
 from .stores import opened, teacher_identity, tokenizer_of
 
@@ -274,11 +273,6 @@ def outline(recipe: Recipe, vocabulary: Vocabulary) -> LanguageModel:
         return build.outline(recipe.student.load, recipe.data.objective, recipe.student.remote_code)
     with torch.device("meta"):
         return build.build(recipe.student, vocabulary, recipe.data.sequence)
-
-
-def stages_of(recipe: Recipe, method: Method, given: Inputs) -> Iterator[Stage]:
-    """What the method makes of the recipe, for every part of the run's life."""
-    return life(method, given, recipe.life, recipe.parts)
 
 
 Open = Callable[[TeacherModel], LanguageModel]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from ..recipe import OptimiserSettings, ScheduleSettings
 from ..train.plan import Stage
 from ..train.run import Settings, State, run
 from ..types import Batch, Clock, DataError, Loss, Rows
+from .look import split
 
 BATCH, WARMUP = 16, 0.06
 """Texts per step, and the share of the steps in which the rate rises, as ELLE fine-tunes."""
@@ -113,7 +115,7 @@ def probe(checkpoint: str, training: str, held_out: str, seeds: int, epochs: int
     DataError for files that are no task, ModelError for a folder without a model that we can train.
     """
     where = place("auto", "fp32")
-    source, path = _split(training)
+    source, path = split(training)
     vocabulary = tokenizer.load(checkpoint)
     model = build.load(checkpoint, build.objective_of(build.config_of(checkpoint)))
     limit = min(512, build.positions_of(model.model.config))
@@ -160,11 +162,6 @@ def score(said: Sequence[int], true: Sequence[int]) -> Score:
     return Score(sum(right.values()) / len(true), math.fsum(each) / len(each))
 
 
-def _split(argument: str) -> tuple[str, str]:
-    source, equals, path = argument.partition("=")
-    return (source, path) if equals and "/" not in source else ("", argument)
-
-
 def _task(path: str, vocabulary: Vocabulary, first: int, limit: int, names: tuple[str, ...] = ()) -> Task:
     """The task in a file; labels are numbered by their names' order, those of `names` if given."""
     found = list(labelled(Path(path)))
@@ -182,12 +179,6 @@ def _task(path: str, vocabulary: Vocabulary, first: int, limit: int, names: tupl
 
 
 def mean(scores: Sequence[Score]) -> tuple[Score, Score]:
-    """Mean and standard deviation over seeds."""
-
-    def both(name: str) -> tuple[float, float]:
-        values = [getattr(one, name) for one in scores]
-        middle = math.fsum(values) / len(values)
-        return middle, math.sqrt(math.fsum((v - middle) ** 2 for v in values) / max(1, len(values) - 1))
-
-    (accuracy, spread), (f1, f1_spread) = both("accuracy"), both("macro_f1")
-    return Score(accuracy, f1), Score(spread, f1_spread)
+    """Mean and standard deviation over seeds, two at least."""
+    each = [[getattr(one, name) for one in scores] for name in ("accuracy", "macro_f1")]
+    return Score(*map(statistics.mean, each)), Score(*map(statistics.stdev, each))

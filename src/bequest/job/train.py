@@ -34,7 +34,8 @@ from . import extend, folder, lineage
 from .asked import require_answers
 from .inspect import describe
 from .life import told
-from .prepare import Open, Prepared, completed, find_method, inputs, new_student, opener, prepare, resolved, stages_of
+from .prepare import Open, Prepared, completed, find_method, inputs, new_student, opener, prepare, resolved
+from .stages import stages_of
 
 
 def train(recipe: Recipe, out: Path) -> dict[str, Any]:
@@ -53,9 +54,10 @@ def train(recipe: Recipe, out: Path) -> dict[str, Any]:
             folder.refuse_changes(out, completed(old), resolved(recipe, method), contents_known=not finished)
             if finished and old["train"]["tokens"] == recipe.train.tokens:
                 return finished | {"was_finished": True}
-            if len(recipe.parts) > 1 and old["eval"]["tokens"] != recipe.eval.tokens:
+            compared = len(recipe.parts) > 1 or recipe.student.load  # with what was measured before
+            if compared and old["eval"]["tokens"] != recipe.eval.tokens:
                 raise FolderError(
-                    f"{out} measured its stages so far on eval.tokens {old['eval']['tokens']}; "
+                    f"{out} was measured so far on eval.tokens {old['eval']['tokens']}; "
                     "leave it at that, or start a new run with --out"
                 )
         return _train(recipe, method, old, out)

@@ -182,9 +182,8 @@ class LanguageModel(nn.Module):
         output, config = self.model.get_output_embeddings(), self.model.config
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         whole = Head(output.weight, output.bias, float(scale), getattr(config, "final_logit_softcapping", None))
-        prompts = getattr(
-            config, "domain_prompts", None
-        )  # tokens that say where text is from, and are no text: the last ids
+        # Prompts say where text is from and are no text themselves: they are the last ids, and nothing predicts them.
+        prompts = getattr(config, "domain_prompts", None)
         return whole.narrow(min(prompts.values())) if prompts else whole
 
     def _freeze_unread(self) -> None:

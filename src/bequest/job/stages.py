@@ -13,19 +13,20 @@ from ..data.mix import Mixed
 from ..loss.anchor import Anchored
 from ..loss.combine import distil, plus
 from ..model.language import LanguageModel
-from ..recipe import Life
+from ..recipe import Life, Recipe
+from ..train.plan import Inputs, Measure, Method, Stage, Stretch, unchanged
 from ..types import Batch, Journal, RecipeError, Teacher
-from .plan import Inputs, Measure, Method, Stage, Stretch, unchanged
 
 RESERVED = 32
 """Sequences of each source that are in no memory: on them losses are looked at, where sampling goes by them."""
 
 
-def life(method: Method, inputs: Inputs, settings: Life, parts: Mapping[str, tuple[str, ...]]) -> Iterator[Stage]:
+def stages_of(recipe: Recipe, method: Method, inputs: Inputs) -> Iterator[Stage]:
     """The method's stages for every part, in order; with a single part they are the method's own.
 
     A method sees one part at a time: its text with replay, its steps, and what is kept of the sources before.
     """
+    settings, parts = recipe.life, recipe.parts
     if len(parts) == 1:
         yield from method.plan(inputs)
         return
