@@ -17,7 +17,7 @@ from torch import Tensor
 
 NEW, ZERO = -1, -2
 """Instead of an old slot: one that is filled as the axis says, and one that is zero."""
-SAMPLE = 1 << 16
+SAMPLE = 1 << 14
 """Numbers of a tensor that tell how far they are spread."""
 NewSlots = Literal["free", "zero", "mean"]
 
@@ -85,6 +85,7 @@ def axis(
     return Axis(old, source_I, ones_I * times_I, ones_I * moment_I, new)
 
 
+@cache
 def kept(size: int) -> Axis:
     """An axis that stays as it is."""
     return axis(size, torch.arange(size))
@@ -105,7 +106,7 @@ def joined(axes: Sequence[Axis]) -> Axis:
 class Noise:
     """Normal numbers for new slots, from anywhere in a supply that is drawn once: drawing each would take most of a growth."""
 
-    SUPPLY = 1 << 18
+    SUPPLY = 1 << 19
 
     def __init__(self, like: Tensor, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)
@@ -128,12 +129,12 @@ def weights(old: Tensor, axes: Sequence[Axis], noise: Noise) -> Tensor:
     def spread() -> Tensor:  # stays a tensor: growth is also tried on tensors without numbers
         return old.flatten()[:: 1 + old.numel() // SAMPLE].std(correction=0)
 
-    def fill(part: Tensor, axis: Axis, rows: Tensor) -> None:
+    def fill(part: Tensor, axis: Axis, rows: Tensor, factor_R1: Tensor) -> None:
         match axis.new:
             case "zero":
                 part.zero_()
             case "mean":
-                part.copy_((rows.mean(1, keepdim=True) * _size(axis.times_I)).expand_as(part))
+                part.copy_((rows.mean(1, keepdim=True) * factor_R1 * _size(axis.times_I)).expand_as(part))
             case "free":
                 noise(part, spread() * _size(axis.times_I))
 
@@ -142,44 +143,48 @@ def weights(old: Tensor, axes: Sequence[Axis], noise: Noise) -> Tensor:
 
 def first_moment(old: Tensor, axes: Sequence[Axis]) -> Tensor:
     """A running mean of gradients, as if the grown model had had them; nothing for new slots."""
-    return _grown(old, axes, [axis.moment_I for axis in axes], lambda part, axis, rows: part.zero_())
+    return _grown(old, axes, [axis.moment_I for axis in axes], lambda part, *_: part.zero_())
 
 
 def second_moment(old: Tensor, axes: Sequence[Axis]) -> Tensor:
     """A running mean of squared gradients. New slots get the mean of the old: with nothing, Adam's first steps would be far too long."""
     squares = [axis.moment_I.square() for axis in axes]
-    return _grown(old, axes, squares, lambda part, axis, rows: part.fill_(old.mean()))
+    return _grown(old, axes, squares, lambda part, *_: part.fill_(old.mean()))
 
 
 def _grown(
-    old: Tensor, axes: Sequence[Axis], factors: Sequence[Tensor], fill: Callable[[Tensor, Axis, Tensor], object]
+    old: Tensor, axes: Sequence[Axis], factors: Sequence[Tensor], fill: Callable[[Tensor, Axis, Tensor, Tensor], object]
 ) -> Tensor:
-    """Every number is written once. `fill` gets new slots, their axis, and the old rows (multiplied) that they stand beside."""
+    """Every number is written once. `fill` gets new slots, their axis, the old rows that they stand beside, and the rows' factors."""
     if old.dim() == 1:
         return _grown(old[None], [kept(1), *axes], [torch.ones(1), *factors], fill)[0]
     rows, columns = axes
-    factor_R, factor_C = (factor.to(old.device, old.dtype) for factor in factors)
+    factor_R1, factor_C = factors[0].to(old.device, old.dtype)[:, None], factors[1].to(old.device, old.dtype)
+    uneven_R, uneven_C = (bool((factor != 1).any()) for factor in factors)
     found = old.new_empty(len(rows.source_I), len(columns.source_I))
     for row in rows.runs:
         if row.source < 0:
             whole = found[row.here]
-            whole.zero_() if row.source == ZERO else fill(whole, rows, old)
+            whole.zero_() if row.source == ZERO else fill(whole, rows, old, factor_R1)
             continue
         for column in columns.runs:
-            part, source, factor_r1 = found[row.here, column.here], old[row.there], factor_R[row.here, None]
+            part, source = found[row.here, column.here], old[row.there]
             if column.source >= 0:
-                factor_c = factor_C[column.here]
-                if bool((factor_c == 1).all()):
-                    part.copy_(source[:, column.there])
-                else:
-                    torch.mul(source[:, column.there], factor_c, out=part)
-                if bool((factor_r1 != 1).any()):
-                    part *= factor_r1
+                used = [factor_R1[row.here]] * uneven_R + [factor_C[column.here]] * uneven_C
+                _copy(source[:, column.there], used, part)
             elif column.source == ZERO:
                 part.zero_()
             else:
-                fill(part, columns, source * factor_r1 if columns.new == "mean" else source)
+                fill(part, columns, source, factor_R1[row.here])
     return found
+
+
+def _copy(old: Tensor, factors: Sequence[Tensor], out: Tensor) -> None:
+    """Old numbers times their factors, in no more passes than there are factors."""
+    if not factors:
+        out.copy_(old)
+    for n, factor in enumerate(factors):
+        torch.mul(out if n else old, factor, out=out)
 
 
 def _size(factor_I: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from .axis import Axis, Noise, first_moment, joined, kept, second_moment, weight
 from .depth import Block, Depth, blocks
 from .fade import FROM
 from .family import Family, Sizes, family_of
-from .width import Width, block_axes, stream_axes
+from .width import DRAWN, Width, block_axes, stream_axes
 
 Moments = dict[str, Tensor]
 DROPOUT = (
@@ -175,12 +175,7 @@ def grown(
     todo = change(model.model.config, growth)
     grower = _Grower(todo, model.model)
     larger = _empty(model.model, todo, grower.blocks, options or {})
-    names = {name for name, _ in larger.named_parameters()}
-    for name, value in grower.weights():
-        _put(larger, name, value)
-        names.remove(name)
-    assert not names, "a family's table names every tensor"
-    larger.tie_weights()
+    _write(larger, grower.weights())
     if todo.family.post:
         _open_norms(todo.family, grower.blocks, dict(larger.named_parameters()))
     return LanguageModel(larger.train(model.model.training), known=True), dict(grower.moments(moments or {}))
@@ -219,9 +214,7 @@ def fresh(model: LanguageModel, growth: Growth) -> LanguageModel:
     made = blocks(todo.old.layers, todo.new.layers, "repeat", torch.Generator())
     larger = _empty(model.model, todo, made, {"initializer_range": spread(todo.new.hidden)})
     like = next(model.parameters())
-    for name, parameter in list(larger.named_parameters()):
-        _put(larger, name, like.new_empty(parameter.shape))
-    larger.tie_weights()
+    _write(larger, [(name, like.new_empty(parameter.shape)) for name, parameter in larger.named_parameters()])
     with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
         torch.manual_seed(growth.seed)
         larger.init_weights()
@@ -237,16 +230,24 @@ class _Grower:
         draw = torch.Generator().manual_seed(todo.growth.seed)
         arguments = (todo.old, todo.new, todo.growth.width)
         self.stream = stream_axes(*arguments, self.family, model.config.tie_word_embeddings, draw)
-        self.inside = [block_axes(*arguments, self.family.rotary, draw) for _ in range(todo.old.layers)]
+        drawn = todo.old.layers if todo.growth.width in DRAWN else 1
+        self.inside = [block_axes(*arguments, self.family.rotary, draw) for _ in range(drawn)]
         self.blocks = blocks(todo.old.layers, todo.new.layers, todo.growth.depth, draw)
+        self.found: dict[tuple[str, int, torch.Size], list[Axis]] = {}
         self.noise = Noise(next(iter(self.old.values())), todo.growth.seed)
 
     def axes(self, place: str, block: Block | None, old: Tensor) -> list[Axis]:
-        """A tensor's axes.
+        """A tensor's axes; the same objects for tensors that grow alike.
 
         Raises ModelError when the configuration promises other sizes.
         """
-        known = self.stream | (self.inside[block.source] if block else {})
+        number = block.source % len(self.inside) if block else -1
+        key = (place, number, old.shape)
+        if key not in self.found:
+            self.found[key] = self._axes(place, self.stream | (self.inside[number] if block else {}), old)
+        return self.found[key]
+
+    def _axes(self, place: str, known: dict[str, Axis], old: Tensor) -> list[Axis]:
         found = [
             joined([known[part] for part in name.split("+")]) if name.split("+")[0] in known else kept(old.shape[d])
             for d, name in enumerate(self.family.axes(place))
@@ -327,9 +328,16 @@ def _empty(model: Any, todo: Change, made: list[Block], more: Mapping[str, Any])
     return larger
 
 
-def _put(model: Any, name: str, value: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
+def _write(model: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Give a model all of its parameters."""
+    missing = {name for name, _ in model.named_parameters()}
+    modules = dict(model.named_modules())
+    for name, value in weights:
+        owner, _, leaf = name.rpartition(".")
+        setattr(modules[owner], leaf, nn.Parameter(value))
+        missing.remove(name)
+    assert not missing, "a family's table names every tensor"
+    model.tie_weights()
 
 
 @torch.no_grad()

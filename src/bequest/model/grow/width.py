@@ -24,6 +24,8 @@ from .axis import NEW, ZERO, Axis, NewSlots, axis
 from .family import Family, Sizes
 
 Width = Literal["pad", "tile", "copies", "random", "fade"]
+DRAWN = ("tile", "copies")
+"""Where each block's axes are drawn anew; elsewhere all blocks grow alike."""
 UNEVEN = 0.2
 """How far the shares of copies are apart: equal ones would get equal gradients and stay equal for ever."""
 
