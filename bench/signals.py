@@ -42,7 +42,8 @@ import torch
 from bequest import sense
 from bequest.data.tokenizer import saved
 from bequest.device import Place, place
-from bequest.job.prepare import Prepared, find_method, inputs, new_student, opener, prepare
+from bequest.job.models import opener
+from bequest.job.prepare import Prepared, find_method, inputs, new_student, prepare
 from bequest.job.teach import Harvest, plan
 from bequest.job.train import settings_of
 from bequest.model import build

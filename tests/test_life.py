@@ -19,7 +19,8 @@ from bequest.data.tokenizer import prompted
 from bequest.device import Place
 from bequest.eval.forgetting import Matrix
 from bequest.job import check
-from bequest.job.prepare import find_method, inputs, opener, prepare
+from bequest.job.models import opener
+from bequest.job.prepare import find_method, inputs, prepare
 from bequest.job.stages import stages_of
 from bequest.loss.anchor import Anchored
 from bequest.loss.combine import next_token, weighted

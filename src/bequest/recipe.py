@@ -41,6 +41,8 @@ class Text(Config):
     """The key or column that holds the text (jsonl, parquet, csv, hub)."""
     format: Literal["auto", "text", "jsonl", "parquet", "csv"] = "auto"
     """What the files are; `auto` goes by their names."""
+    part: tuple[Share, Share] = (0.0, 1.0)
+    """Which of its documents, by their hash, from one share up to another: [0, 0.1] and [0.1, 1] have none in common."""
     stage: str = ""
     """data.train: the stage of the run's life in which it is learned; stages come in the order in which they are first named."""
 

@@ -60,6 +60,10 @@ def problems(recipe: Recipe) -> list[str]:
         for number, text in enumerate(texts):
             if bool(text.path) == bool(text.hub):
                 found.append(f"{place}.{number} needs either path or hub")
+            if text.part[0] >= text.part[1]:
+                found.append(
+                    f"{place}.{number}.part {list(text.part)} is empty; give shares that rise, such as [0.1, 1]"
+                )
     if not data.train:
         found.append("data.train is empty; name at least one file, folder, glob or data set")
     if data.valid and data.valid_fraction:

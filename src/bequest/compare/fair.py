@@ -9,7 +9,8 @@ from typing import Any
 from .. import config
 from ..data import source
 from ..files import sampled
-from ..job.prepare import find_method, find_tokenizer, models_of
+from ..job.models import models_of
+from ..job.prepare import find_method, find_tokenizer
 from ..model import build
 from ..recipe import Recipe
 from ..types import BequestError, RecipeError, SweepError
@@ -94,7 +95,8 @@ def _held_out(recipe: Recipe) -> Any:
     data = recipe.data
     texts = data.valid or data.train
     contents = [
-        (t.hub, t.split, t.source, t.field, [sampled(p) for p in source.files(t)] if t.path else []) for t in texts
+        (t.hub, t.split, t.source, t.field, t.part, [sampled(p) for p in source.files(t)] if t.path else [])
+        for t in texts
     ]
     masks = (data.mask_rate,) if data.objective == "masked" else ()
     return contents, data.valid_fraction, recipe.eval.tokens, data.sequence, masks

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -57,6 +57,22 @@ def seed_of(*parts: int) -> int:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Some of a list of sequences. How many is known at once; which ones only when the first batch is wanted."""
+
+    count: int
+    find: Callable[[], Ints]
+    """Their numbers, ascending."""
+    flops: Callable[[], float]
+    """Floating-point operations that finding them takes, or has taken."""
+
+    @cached_property
+    def numbers(self) -> Ints:
+        """Found once."""
+        return self.find()
+
+
+@dataclass(frozen=True)
 class Batches:
     """Batches of `size` sequences, endless: after the last sequence a new epoch begins in a new order."""
 
@@ -70,6 +86,8 @@ class Batches:
     """A range of sequences, in an order of its own; None is all."""
     ordered: bool = False
     """Whether sequences come in their packed order, with the same masks for ever (validation)."""
+    choice: Choice | None = None
+    """Which sequences there are at all; None is every one."""
 
     def __getitem__(self, step: int) -> Batch:
         return self.of(self.places(step))
@@ -77,6 +95,11 @@ class Batches:
     def __len__(self) -> int:
         """Steps per epoch, the last one possibly short (only `once` gives it short)."""
         return -(-self.count // self.size)
+
+    @property
+    def new(self) -> Batches:
+        """These: nothing in them is replayed."""
+        return self
 
     def places(self, step: int) -> Ints:
         """Where a step's sequences stand in the endless list."""
@@ -97,8 +120,20 @@ class Batches:
 
     def only(self, *sources: str) -> Batches:
         """The sequences of some sources alone."""
-        assert self.held is None, "choose sources first, then reserve"
+        assert (self.held, self.choice) == (None, None), "choose sources first, then sequences"
         return replace(self, packs=tuple(p for p in self.packs if p.store.source in sources))
+
+    def choose(self, choice: Choice) -> Batches:
+        """Chosen sequences alone, as if there were no others; numbered as `packs` has them, one source after the other."""
+        assert (self.held, self.choice) == (None, None), "choose first, then reserve"
+        return replace(self, choice=choice)
+
+    def settle(self) -> float:
+        """Make the choice if there is one to make, and say how many floating-point operations it takes."""
+        if self.choice is None:
+            return 0.0
+        assert len(self.choice.numbers) == self.choice.count
+        return self.choice.flops()
 
     def reserve(self, sequences: int) -> tuple[Batches, list[Batch]]:
         """Batches without some sequences, and those sequences as fixed batches, for rewards and comparisons in training.
@@ -135,8 +170,13 @@ class Batches:
         return list(accumulate(len(p) for p in self.packs))
 
     @property
+    def whole(self) -> int:
+        """Sequences that there are, reserved ones among them."""
+        return self.choice.count if self.choice else self._ends[-1]
+
+    @property
     def _range(self) -> tuple[int, int]:
-        return self.held or (0, self._ends[-1])
+        return self.held or (0, self.whole)
 
     def _sequences(self, places: Ints) -> tuple[Ints, Ints]:
         """Epoch and number of the sequence at each place of the endless list."""
@@ -146,9 +186,10 @@ class Batches:
             for epoch in np.unique(epochs):
                 here = epochs == epoch
                 inside[here] = permuted(inside[here], high - low, seed_of(self.seed, int(epoch)))
+        inside = low + inside
         if self.held:  # reserved sequences are spread over the data, not its last ones
-            return epochs, permuted(low + inside, self._ends[-1], seed_of(len(self.packs), self._ends[-1]))
-        return epochs, low + inside
+            inside = permuted(inside, self.whole, seed_of(len(self.packs), self.whole))
+        return epochs, self.choice.numbers[inside] if self.choice else inside
 
     def of(self, places: Ints) -> Batch:
         """The sequences at some places of the endless list."""

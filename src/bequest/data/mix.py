@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..types import Batch, Clock, Journal, Rows
-from .batches import Batches, seed_of
+from .batches import Batches, Choice, seed_of
 from .pack import Ints
 
 Rule = Literal["uniform", "progress", "forgetting"]
@@ -52,6 +52,14 @@ class Mixed:
     def count(self) -> int:
         """New sequences per epoch."""
         return self.new.count
+
+    def settle(self) -> float:
+        """Make the choice of new sequences."""
+        return self.new.settle()
+
+    def choose(self, choice: Choice) -> Mixed:
+        """Chosen sequences of the new text alone."""
+        return replace(self, new=self.new.choose(choice))
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -23,16 +23,19 @@ from ..types import DataError, Doc
 FORMATS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 PACKED = (".gz", ".zst")
 PIECE = 1 << 16
+WHOLE = (0.0, 1.0)
 
 
 def documents(text: Text, keep: Callable[[str], bool] | None = None) -> Iterator[Doc]:
-    """The documents of one source, in a fixed order; empty ones, and those that `keep` refuses, are left out.
+    """The documents of one source, in a fixed order; empty ones, those of another part, and those that `keep` refuses are left out.
 
     Raises DataError with file and line when something cannot be read.
     """
     texts = _from_hub(text) if text.hub else (t for path in files(text) for t in _from_file(path, text))
+    low, high = text.part
     for one in texts:
-        if one.strip() and (keep is None or keep(one)):
+        inside = text.part == WHOLE or low <= _chance(one, b"part") < high
+        if one.strip() and inside and (keep is None or keep(one)):
             yield Doc(one, text.source)
 
 
@@ -67,10 +70,11 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 def identity(text: Text) -> dict[str, Any]:
     """What tells one state of a source from another without reading it: names, sizes and times of change."""
+    part = {} if text.part == WHOLE else {"part": text.part}
     if text.hub:
-        return {"hub": text.hub, "split": text.split, "field": text.field}
+        return {"hub": text.hub, "split": text.split, "field": text.field} | part
     stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files(text)]
-    return {"files": stats, "field": text.field, "format": text.format}
+    return {"files": stats, "field": text.field, "format": text.format} | part
 
 
 def size(text: Text) -> int:
@@ -81,11 +85,13 @@ def size(text: Text) -> int:
 def in_valid(fraction: float) -> Callable[[str], bool]:
     """Whether a document belongs to the validation share; a function of its text alone."""
 
-    def chosen(text: str) -> bool:
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") / 2**64 < fraction
+    return lambda text: _chance(text) < fraction
 
-    return chosen
+
+def _chance(text: str, person: bytes = b"") -> float:
+    """A number in 0 to 1 that depends on a text alone; another one for each `person`."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, person=person).digest()
+    return int.from_bytes(digest, "little") / 2**64
 
 
 def _format(path: Path) -> str | None:

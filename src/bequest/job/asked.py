@@ -16,7 +16,8 @@ from ..teach.harvest import Asked
 from ..teach.store import Store, open_store
 from ..train.plan import Method, Stage
 from ..types import Answer, Batch, Clock, DataError
-from .prepare import Prepared, inputs, opener
+from .models import opener
+from .prepare import Prepared, inputs
 from .stages import stages_of
 
 

@@ -18,7 +18,8 @@ from ..recipe import Recipe
 from ..train.plan import Stage, unchanged
 from ..train.run import Settings, StageEnded, State, Stepped, run
 from ..types import Clock
-from .prepare import find_method, inputs, new_student, opener, prepare
+from .models import opener
+from .prepare import find_method, inputs, new_student, prepare
 from .stages import stages_of
 from .train import settings_of
 

@@ -34,17 +34,16 @@ from . import folder
 from .asked import require_answers
 from .economy import sentences
 from .footprint import footprint, made_fake, process_bytes, twin
+from .judge import Guess
+from .models import check_model, check_positions, models_of, opener
 from .prepare import (
     Prepared,
-    check_model,
-    check_positions,
     completed,
     find_method,
     find_objective,
     find_tokenizer,
     inputs,
-    models_of,
-    opener,
+    knowing,
     outline,
     packs,
     prepare,
@@ -107,8 +106,10 @@ def problems(recipe: Recipe, out: Path) -> list[str]:
     own = [_quietly(build.config_of, spec.load, spec.remote_code) for spec in models.values()]
     known = all(_quietly(source.files, t) for t in texts) and (recipe.tokenizer or (own and all(own)))
     if known and (vocabulary := tries(find_tokenizer, recipe)):
+        method = _quietly(find_method, recipe)
+        must_know = knowing(recipe, method) if method else models
         for (what, spec), config in zip(models.items(), own, strict=True):
-            if config:
+            if config and what in must_know:
                 tries(check_model, what, spec.load, config, recipe.data.sequence, vocabulary)
         if recipe.student.family:
             tries(outline, recipe, vocabulary)
@@ -203,6 +204,7 @@ def plan(recipe: Recipe, out: Path) -> Plan:
     recipe = unharvested(recipe)
     real = place_for(recipe.train)
     prepared, method, where = prepare(recipe), find_method(recipe), Place("cpu", real.precision)
+    prepared = replace(prepared, judge=Guess(recipe))
     teachers = tuple(sentences(recipe, prepared, method, _asked(recipe, prepared, method, where, out)))
     process = process_bytes(where, recipe.train.optimiser) + _mapped(recipe, prepared)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -275,6 +277,7 @@ def _cost(
     looked = range(0, stage.steps, every)
     scale = stage.steps / len(looked)
     student = teacher = asking = 0.0
+    scoring = stage.batches.settle()
     worst = (-1, 0, 0)  # teachers asked, rows, step
     for step in looked:
         batch, clock = stage.batches[step], Clock(step, stage.steps)
@@ -287,8 +290,9 @@ def _cost(
     clock = Clock(worst[2], stage.steps)
     memory = footprint(model, simple, teachers if worst[0] else (), batches, clock, settings, mode)
     tokens = stage.steps * settings.batch_tokens
+    share = asking / len(looked)
     return StageCost(
-        stage.name, stage.steps, tokens, student * scale, teacher * scale, asking / len(looked), memory, every == 1
+        stage.name, stage.steps, tokens, student * scale, teacher * scale + scoring, share, memory, every == 1
     )
 
 

@@ -20,7 +20,8 @@ from ..teach.signals import signal
 from ..teach.store import Store
 from ..types import RecipeError, Signal
 from .asked import questions
-from .prepare import find_method, opener, prepare
+from .models import opener
+from .prepare import find_method, prepare
 
 SAMPLE = 64
 """Sequences that are looked at."""

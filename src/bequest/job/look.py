@@ -17,7 +17,8 @@ from ..eval.held_out import HeldOut, validate
 from ..model import build
 from ..recipe import Recipe
 from ..types import DataError, ModelError
-from .prepare import check_model, find_objective, packs
+from .models import check_model
+from .prepare import find_objective, packs
 
 SEQUENCES = 8
 """Held in memory at once."""

@@ -34,6 +34,8 @@ from ..teach.store import open_store
 from ..teach.stored import Stored
 from ..train.plan import Inputs, Method
 from ..types import DataError, Doc, ModelError, RecipeError, Teacher
+from .judge import Guess, Judge
+from .models import Open, check_model, models_of
 from .stores import opened, teacher_identity, tokenizer_of
 
 PIECE = 1 << 20
@@ -47,6 +49,8 @@ class Prepared:
     vocabulary: Vocabulary
     batches: Batches
     held_out: Mapping[str, HeldOut]
+    judge: Judge | Guess
+    """Asked what predecessors make of text."""
     identity: Mapping[str, Any]
     """What must be the same when the run is resumed."""
     warnings: tuple[str, ...]
@@ -86,20 +90,12 @@ def completed(recorded: dict[str, Any]) -> dict[str, Any]:
     return resolved(recipe, find_method(recipe))
 
 
-def models_of(recipe: Recipe) -> dict[str, TeacherModel | Student]:
-    """The models that a recipe loads, by what they are in it."""
-    models: dict[str, TeacherModel | Student] = {
-        f"the teacher {name}": spec for name, spec in recipe.teachers.items() if spec.live
-    }
-    return models | ({"the student": recipe.student} if recipe.student.load else {})
-
-
 def prepare(recipe: Recipe) -> Prepared:
     """Tokenise what is not tokenised yet and check that text, tokenizer, student and teachers fit together.
 
     Raises BequestError with the first thing that does not.
     """
-    models = models_of(recipe)
+    method, models = find_method(recipe), models_of(recipe)
     configs = {what: build.config_of(spec.load, spec.remote_code) for what, spec in models.items()}
     for what, spec in models.items():
         build.check_kind(spec.load, configs[what], recipe.data.objective)
@@ -107,7 +103,7 @@ def prepare(recipe: Recipe) -> Prepared:
             build.check_weights(spec.load)
     vocabulary = find_tokenizer(recipe)
     objective = find_objective(recipe, vocabulary)
-    for what, spec in models.items():
+    for what, spec in knowing(recipe, method).items():
         check_model(what, spec.load, configs[what], recipe.data.sequence, vocabulary)
     stores = {name: opened(spec, recipe, vocabulary, objective) for name, spec in recipe.teachers.items() if spec.store}
     size = recipe.train.batch_tokens // recipe.data.sequence
@@ -133,7 +129,30 @@ def prepare(recipe: Recipe) -> Prepared:
             for name, spec in recipe.teachers.items()
         },
     }
-    return Prepared(vocabulary, batches, held_out, identity, tuple(_overlaps(training, validation)))
+    judge = Judge(recipe, vocabulary, cache() / "scores")
+    warnings = (*_overlaps(training, validation), *_too_large(recipe, method))
+    return Prepared(vocabulary, batches, held_out, judge, identity, warnings)
+
+
+def knowing(recipe: Recipe, method: Method) -> dict[str, TeacherModel | Student]:
+    """The models that have to know the run's tokens, by what they are."""
+    others = {f"the teacher {name}" for name in method.strangers}
+    return {what: spec for what, spec in models_of(recipe).items() if what not in others}
+
+
+def _too_large(recipe: Recipe, method: Method) -> Iterator[str]:
+    """Predecessors that the method wants to be smaller than others, and are not."""
+    for small, large in method.smaller:
+        sizes = [
+            sum(p.numel() for p in build.outline(spec.load, recipe.data.objective, spec.remote_code).parameters())
+            for spec in (recipe.teachers[small], recipe.teachers[large])
+            if spec.load
+        ]
+        if len(sizes) == 2 and sizes[0] > sizes[1]:
+            yield (
+                f"the {small} has {sizes[0]:,} parameters, more than the {large} ({sizes[1]:,}); "
+                "what is chosen is then what the smaller model knows better"
+            )
 
 
 def _overlaps(training: Sequence[Pack], validation: Sequence[Pack]) -> Iterator[str]:
@@ -195,30 +214,6 @@ def find_objective(recipe: Recipe, vocabulary: Vocabulary) -> Objective:
     return Masked(vocabulary, recipe.data.mask_rate, recipe.data.mask_seed, recipe.data.masks == "static")
 
 
-def check_positions(what: str, path: str, config: Any, sequence: int) -> None:
-    """Raises ModelError when a model cannot take sequences that long."""
-    if build.positions_of(config) < sequence:
-        raise ModelError(
-            f"{what} ({path}) takes at most {build.positions_of(config)} positions; lower data.sequence from {sequence}"
-        )
-
-
-def check_model(what: str, path: str, config: Any, sequence: int, vocabulary: Vocabulary) -> None:
-    """Whether a model can read this run's tokens: context, vocabulary size, and the same string for every id.
-
-    Raises ModelError. Reads configuration and tokenizer only, no weights.
-    """
-    check_positions(what, path, config, sequence)
-    rows = config.get_text_config().vocab_size
-    own = tokenizer.load(path)
-    if own.strings != vocabulary.strings or rows < vocabulary.size:
-        raise ModelError(
-            f"{what} ({path}) has another vocabulary: {own.size} ids in a model of {rows} rows, tokenizer {own.strings}, "
-            f"against {vocabulary.size} ids, tokenizer {vocabulary.strings}; "
-            f"use its tokenizer (tokenizer: {{load: {path}}}) or another model"
-        )
-
-
 def packs(recipe: Recipe, vocabulary: Vocabulary, objective: Objective, side: str) -> tuple[Pack, ...]:
     """One pack per source, tokenised where that has not been done."""
     texts = recipe.data.valid if side == "valid" and recipe.data.valid else recipe.data.train
@@ -275,19 +270,6 @@ def outline(recipe: Recipe, vocabulary: Vocabulary) -> LanguageModel:
         return build.build(recipe.student, vocabulary, recipe.data.sequence)
 
 
-Open = Callable[[TeacherModel], LanguageModel]
-
-
-def opener(recipe: Recipe, device: str) -> Open:
-    """How this recipe's predecessors are loaded, or made where they are to be untrained."""
-
-    def opened(spec: TeacherModel) -> LanguageModel:
-        make = build.untrained if spec.control == "untrained" else build.load
-        return make(spec.load, recipe.data.objective, spec.remote_code).to(device)
-
-    return opened
-
-
 Make = Callable[[str, TeacherModel], Teacher]
 
 
@@ -305,6 +287,7 @@ def inputs(recipe: Recipe, prepared: Prepared, place: Place, run: Path, load: Op
         seed=recipe.seed,
         teachers=_teachers(recipe, make or real, prepared.vocabulary.size),
         models={name: partial(getattr, teacher, "model") for name, teacher in live.items()},
+        judge=prepared.judge,
         evaluate=lambda model, batches: mean_loss(model.to(place.device), batches, place),
         after=lambda stage: alive(TeacherModel(load=str(run / "stages" / stage))),
     )

@@ -25,7 +25,8 @@ from ..teach.store import FORMAT, Manifest, Origin, Store
 from ..types import FolderError, ModelError, RecipeError
 from .asked import questions
 from .lineage import predecessor
-from .prepare import Prepared, find_method, find_objective, opener, prepare
+from .models import opener
+from .prepare import Prepared, find_method, find_objective, prepare
 from .stores import packing, teacher_identity
 
 

@@ -34,7 +34,8 @@ from . import extend, folder, lineage
 from .asked import require_answers
 from .inspect import describe
 from .life import told
-from .prepare import Open, Prepared, completed, find_method, inputs, new_student, opener, prepare, resolved
+from .models import Open, opener
+from .prepare import Prepared, completed, find_method, inputs, new_student, prepare, resolved
 from .stages import stages_of
 
 
@@ -251,6 +252,7 @@ def _finish(
         "student_parameters": _parameters(state),
         "student_flops": ledger.student_flops,
         "teacher_flops": ledger.teacher_flops,
+        "scoring_flops": ledger.scoring_flops,
         "harvest_flops": writer.lineage["flops"],
         "wall_s": round(ledger.seconds, 2),
         "tokens_per_s": round(state.tokens / max(1e-9, ledger.seconds), 1),
@@ -269,12 +271,12 @@ def _finish(
 def _teachers(recipe: Recipe, prepared: Prepared, place: Place, load: Open) -> dict[str, dict[str, dict[str, float]]]:
     """How well each predecessor predicts the run's held-out text. Each is in memory only while it is measured.
 
-    Left out: one in whose place `uniform` stands, one whose weights a server has, and one that cannot be loaded any more,
-    which those who learn from its store do without.
+    Left out: one in whose place `uniform` stands, one whose weights a server has, one with another tokenizer, and one that
+    cannot be loaded any more, which those who learn from its store do without.
     """
-    found = {}
+    found, strangers = {}, find_method(recipe).strangers
     for name, spec in recipe.teachers.items():
-        if spec.load and not spec.server and spec.control != "uniform":
+        if spec.load and not spec.server and spec.control != "uniform" and name not in strangers:
             try:
                 found[name] = validate(load(spec), prepared.held_out, place)
             except ModelError as error:

@@ -133,3 +133,26 @@ class Reading:
             self.shown = now
             speed = self.bytes / 1e6 / (now - self.began)
             self.console.print(f"{self.what}: {self.bytes / 1e6:,.0f} MB of text, {speed:.1f} MB/s", soft_wrap=True)
+
+
+class Scoring:
+    """Sequences that a predecessor has judged, speed and time left; silent where it is quick."""
+
+    def __init__(self, what: str, sequences: int, before: int) -> None:
+        self.what, self.sequences, self.done = what, sequences, before
+        self.console = console()
+        self.shown = self.began = time.monotonic()
+        self.before = before
+
+    def __call__(self, more: int) -> None:
+        """So many more are judged."""
+        self.done += more
+        now = time.monotonic()
+        if now - self.shown >= 5.0:
+            self.shown = now
+            speed = (self.done - self.before) / (now - self.began)
+            left = (self.sequences - self.done) / speed
+            self.console.print(
+                f"{self.what}: {100 * self.done // self.sequences:3d} %, {speed:,.0f} sequences/s, {left:.0f} s left",
+                soft_wrap=True,
+            )

@@ -31,9 +31,11 @@ def cost(summary: Mapping[str, Any]) -> str:
     """One line on what a run has cost."""
     student, teacher = summary["student_flops"], summary["teacher_flops"]
     harvest = summary.get("harvest_flops", 0.0)
+    scoring = summary.get("scoring_flops", 0.0)
+    scores = f", {scoring:.3g} of them to choose text" if scoring else ""
     once = f"; harvesting its stores took {harvest:.3g} more, once" if harvest else ""
     return (
-        f"{student + teacher:.3g} FLOPs ({teacher / (student + teacher):.1%} the teachers' forward passes{once}), "
+        f"{student + teacher:.3g} FLOPs ({teacher / (student + teacher):.1%} the teachers' forward passes{scores}{once}), "
         f"{summary['wall_s']:.0f} s of training at {summary['tokens_per_s']:,.0f} tokens/s, "
         f"peak memory {summary['peak_rss_mb']:,.0f} MB"
     )

@@ -19,6 +19,7 @@ from ..model.grow.growth import into
 from ..model.grow.width import Width
 from ..model.language import LanguageModel
 from ..optim import Policy
+from ..teach.score import Judgement, Scores
 from ..types import Batch, Journal, LossFn, RecipeError, Teacher
 
 Moments = dict[str, Tensor]
@@ -80,6 +81,8 @@ class Inputs:
     """Mean loss of a model on held-out batches."""
     after: Callable[[str], Teacher]
     """A handle on the model at the end of an earlier stage, as a teacher."""
+    judge: Callable[[str, Stream, Judgement], Scores]
+    """What the predecessor of that name makes of every sequence of some batches; read when the choice is made, and kept."""
     part: int = 0
     """Which stage of the run's life is to be planned: the first one is 0."""
     parts: int = 1
@@ -135,6 +138,13 @@ class Method(Config):
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Names of the teachers that the recipe must give."""
+    smaller: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of teachers of which the first should be no larger than the second."""
+
+    @property
+    def strangers(self) -> tuple[str, ...]:
+        """Teachers that are only asked about text, so that they may have a tokenizer of their own."""
+        return ()
 
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
         """The stages, in order."""

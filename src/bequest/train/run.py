@@ -28,6 +28,9 @@ class Ledger:
 
     student_flops: float = 0.0
     teacher_flops: float = 0.0
+    """Of all that teachers computed: answers, and the scores by which text was chosen."""
+    scoring_flops: float = 0.0
+    """Of those scores alone, whenever they were made."""
     seconds: float = 0.0
 
     def cost(self) -> dict[str, float]:
@@ -191,6 +194,10 @@ def _enter(stage: Stage, state: State, settings: Settings) -> Trained:
     if state.step == 0:
         moments = state.moments if stage.optimiser == "carry" else {}
         state.model, state.moments = stage.enter(state.model, moments)
+    scoring = stage.batches.settle()
+    if state.step == 0:
+        state.ledger.teacher_flops += scoring
+        state.ledger.scoring_flops += scoring
     state.model.to(settings.place.device).train()
     if settings.flex:
         state.model.attend_by_blocks()
