@@ -253,6 +253,8 @@ class Loss:
     rate: float = 0.0
     """The weight of what predecessors say, summed over terms."""
     teacher_flops: float = 0.0
+    student_flops: float = 0.0
+    """What it made the student compute beyond one forward and backward pass."""
 
 
 LossFn = Callable[[Any, Batch, Clock], Loss]

@@ -29,7 +29,7 @@ from ..report import trackers
 from ..teach.store import exists
 from ..train.plan import Method, Stage
 from ..train.run import Settings
-from ..types import BequestError, Clock, FolderError, LossFn, Teacher
+from ..types import Batch, BequestError, Clock, FolderError, LossFn, Teacher
 from . import folder
 from .asked import require_answers
 from .economy import sentences
@@ -282,18 +282,37 @@ def _cost(
     for step in looked:
         batch, clock = stage.batches[step], Clock(step, stage.steps)
         asked: Sequence[Teacher] = list(getattr(stage.loss, "asked", lambda clock: {})(clock).values())
-        student += TRAINING * forward_flops(model, batch)
-        teacher += sum(one.flops(batch) for one in asked)
+        more, told = _expected(stage.loss, model, batch, clock)
+        student += TRAINING * forward_flops(model, batch) + more
+        teacher += told
         asking += bool(asked)
         worst = max(worst, (len(asked), batch.rows_total, step), key=lambda found: found[:2])
     batches = [stage.batches[worst[2] + later] for later in range(FOOTSTEPS)]
     clock = Clock(worst[2], stage.steps)
-    memory = footprint(model, simple, teachers if worst[0] else (), batches, clock, settings, mode)
+    outline = getattr(simple, "outline", lambda: simple)()
+    memory = footprint(model, outline, teachers if worst[0] else (), batches, clock, settings, mode)
     tokens = stage.steps * settings.batch_tokens
-    share = asking / len(looked)
+    looks = -(-stage.steps // stage.measure.every) if stage.measure else 0
+    look_s, look_t = stage.measure.flops(model) if stage.measure else (0.0, 0.0)
     return StageCost(
-        stage.name, stage.steps, tokens, student * scale, teacher * scale + scoring, share, memory, every == 1
+        stage.name,
+        stage.steps,
+        tokens,
+        student_flops=student * scale + looks * look_s,
+        teacher_flops=teacher * scale + looks * look_t + scoring,
+        taught=asking / len(looked),
+        memory=memory,
+        exact=every == 1,
     )
+
+
+def _expected(loss: LossFn, model: LanguageModel, batch: Batch, clock: Clock) -> tuple[float, float]:
+    """Operations of a step beyond the student's own pass: the student's, the teachers' (all that are asked, if the loss says no more)."""
+    if hasattr(loss, "expected"):
+        found: tuple[float, float] = loss.expected(model, batch, clock)
+        return found
+    asked: Mapping[Any, Teacher] = getattr(loss, "asked", lambda clock: {})(clock)
+    return 0.0, sum(one.flops(batch) for one in asked.values())
 
 
 def _count(model: LanguageModel) -> int:

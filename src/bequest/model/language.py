@@ -8,6 +8,8 @@ a `LanguageModel`; the loss runs inside its forward, so that wrappers around it 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..types import Batch, ModelError
+from ..types import Batch, ModelError, RecipeError
 from .attention import NAME as TILED
 from .mask import additive, blocks, positions
 
@@ -136,6 +138,26 @@ class LanguageModel(nn.Module):
                 f"{type(self.model).__name__} cannot compute its blocks again; set train.activation_checkpointing to false"
             )
         self.model.activation_checkpointing_enable({"use_reentrant": False})
+
+    @contextmanager
+    def differentiable_twice(self) -> Iterator[None]:
+        """Within the block attention is transformers' plain one, whose gradient has a gradient; fused ones have none.
+
+        Raises RecipeError where blocks are compiled or computed again, which has none either.
+        """
+        if self.model.is_activation_checkpointing or any(m._compiled_call_impl for m in self.model.modules()):
+            raise RecipeError(
+                "a second derivative is asked for, which compiled blocks and blocks that are computed again do not have; "
+                "set train.compile and train.activation_checkpointing to false"
+            )
+        attention, flex = self.model.config._attn_implementation, self.flex
+        self.model.set_attn_implementation("eager")
+        self.flex = False
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(attention)
+            self.flex = flex
 
     def features(self, batch: Batch) -> Tensor:
         """What the head sees at the selected rows, [N, D]."""

@@ -39,6 +39,8 @@ class Measure:
     every: int
     ask: Callable[[LanguageModel, Journal], Mapping[str, float]]
     """Gets the model and the stage's entries so far."""
+    flops: Callable[[LanguageModel], tuple[float, float]] = lambda model: (0.0, 0.0)
+    """Floating-point operations of one evaluation, of student and teacher."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ class Inputs:
         Raises RecipeError when the recipe has only its answers.
         """
         if name not in self.models:
-            raise RecipeError(f"the method needs the teacher itself, not only a store; give teachers.{name}.load, too")
+            raise RecipeError(
+                f"the method needs one model as {name}, not only a store or several together; give teachers.{name}.load"
+            )
         return self.models[name]
 
     def handed_down(self, name: str, width: Width, depth: Depth) -> Enter:

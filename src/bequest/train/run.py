@@ -147,6 +147,7 @@ class Trained(nn.Module):
 
     def __init__(self, model: LanguageModel, loss: LossFn) -> None:
         super().__init__()
+        getattr(loss, "meet", lambda model: None)(model)  # what a loss owns is sized for the student
         self.model = model
         self.loss = loss
 
@@ -217,6 +218,9 @@ def _enter(stage: Stage, state: State, settings: Settings) -> Trained:
 def _measure(stage: Stage, state: State) -> None:
     if stage.measure and state.step % stage.measure.every == 0:
         values = stage.measure.ask(state.model, [entry for entry in state.journal if entry.stage == stage.name])
+        student, teacher = stage.measure.flops(state.model)
+        state.ledger.student_flops += student
+        state.ledger.teacher_flops += teacher
         state.journal.append(Entry(stage.name, state.step, dict(values)))
 
 
@@ -271,14 +275,18 @@ def rate_at(stage: Stage, policy: Policy, clock: Clock, steps: int, batch_tokens
 
 
 def _backward(trained: Trained, batch: Batch, clock: Clock, settings: Settings, state: State) -> Iterator[Loss]:
-    for micro in batch.micro(settings.micro_batch):
+    micros = list(batch.micro(settings.micro_batch))
+    survey = getattr(trained.loss, "survey", None)
+    if survey and len(micros) > 1:  # what is decided over a whole batch
+        state.ledger.student_flops += survey(trained.model, micros, clock, settings.place)
+    for micro in micros:
         micro = micro.to(settings.place.device)  # what was chosen on the host needs no wait for the device
         with settings.place.autocast():
             loss = trained(micro, clock)
         loss.total.backward()
-        state.ledger.student_flops += TRAINING * forward_flops(state.model, micro)
+        state.ledger.student_flops += TRAINING * forward_flops(state.model, micro) + loss.student_flops
         state.ledger.teacher_flops += loss.teacher_flops
-        yield Loss(loss.total.detach(), loss.parts, loss.rate, loss.teacher_flops)
+        yield replace(loss, total=loss.total.detach())
 
 
 def require_finite(stepped: Stepped) -> None:
