@@ -122,3 +122,28 @@ def test_json_that_is_no_text(tmp_path, line):
     (tmp_path / "bad.jsonl").write_bytes(b'{"text": "fine \\u00e9"}\n' + line)
     with pytest.raises(DataError, match="line 2"):
         read(tmp_path / "bad.jsonl")
+
+
+def test_parts_have_no_document_in_common(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", many := sentences(4, 400))
+    found = [
+        [doc.text for doc in source.documents(Text(path=str(path), part=part))]
+        for part in ((0.0, 0.3), (0.3, 1.0), (0.0, 1.0))
+    ]
+    assert sorted(found[0] + found[1]) == sorted(found[2]) == sorted(many)
+    assert not set(found[0]) & set(found[1])
+    assert 0.2 < len(found[0]) / len(many) < 0.4
+    in_valid = source.in_valid(0.3)
+    assert {in_valid(text) for text in found[0]} == {True, False}  # a part says nothing about what is held out
+    whole, part = (source.identity(Text(path=str(path), part=part)) for part in ((0.0, 1.0), (0.0, 0.3)))
+    assert whole != part
+
+
+def test_an_empty_part_is_refused(world):
+    from bequest import sense
+    from bequest.config import decode
+    from bequest.recipe import Recipe
+
+    raw = world.raw({"name": "plain"})
+    raw["data"]["train"][0]["part"] = [0.5, 0.5]
+    assert any("part [0.5, 0.5] is empty" in sentence for sentence in sense.problems(decode(Recipe, raw, "a test")))

@@ -131,7 +131,7 @@ def test_it_learns(world, tmp_path):
 
 
 def test_a_judge_that_is_not_there(world):
-    with pytest.raises(RecipeError, match="needs teachers.judge"):
+    with pytest.raises(RecipeError, match=r"needs teachers\.judge"):
         plan(world.recipe({"name": "salt", "select": "median", "judge": "judge"}), world.folder / "none")
 
 

@@ -66,6 +66,10 @@ class Texts:
         ]
         return self.of(found)
 
+    def settle(self) -> float:
+        """There is nothing to choose."""
+        return 0.0
+
     def once(self) -> Iterator[Batch]:
         """Every text once, in order."""
         for first in range(0, len(self.task.ids), 4 * self.size):

@@ -11,10 +11,10 @@ from itertools import accumulate, pairwise
 from ..data.batches import Batches
 from ..data.mix import Mixed
 from ..loss.anchor import Anchored
-from ..loss.combine import distil, plus
+from ..loss.combine import Around, Weighted, distil, plus
 from ..model.language import LanguageModel
 from ..recipe import Life, Recipe
-from ..train.plan import Inputs, Measure, Method, Stage, Stretch, unchanged
+from ..train.plan import Inputs, Measure, Method, Stage, Stretch, passes, unchanged
 from ..types import Batch, Journal, RecipeError, Teacher
 
 RESERVED = 32
@@ -88,6 +88,8 @@ def _later(stage: Stage, previous: Teacher, inputs: Inputs, settings: Life, begi
     loss = stage.loss
     if settings.kl:
         loss = plus(loss, settings.kl, distil(previous, settings.temperature, name="previous"))
+    if settings.ewc and not isinstance(loss, Weighted | Around):
+        raise RecipeError("life.ewc holds weights under a sum of terms, which this method's loss is not; use life.replay")
     if settings.ewc:
         loss = Anchored(loss, settings.ewc, inputs.memories, settings.ewc_sequences)
     fresh = stage.optimiser == "fresh" or (begins and settings.optimiser == "fresh")
@@ -103,4 +105,5 @@ def _look(inputs: Inputs, held: Mapping[str, list[Batch]], settings: Life, steps
     def ask(model: LanguageModel, journal: Journal) -> dict[str, float]:
         return {source: inputs.evaluate(model, batches) for source, batches in looked.items()}
 
-    return Measure(max(1, round(settings.look_every * steps)), ask)
+    every = max(1, round(settings.look_every * steps))
+    return Measure(every, ask, lambda model: (sum(passes(model, batches) for batches in looked.values()), 0.0))

@@ -34,6 +34,10 @@ class ByChance:
             model, features_ND, batch, highest(drawn_N.to(features_ND.device), batch, self.keep), self.keep, clock
         )
 
+    def rates(self, clock: Clock) -> tuple[float, ...]:
+        """The share does not move."""
+        return (self.keep,)
+
     def outline(self) -> LossFn:
         """A loss that holds as much and need not know the batch's numbers."""
         return weighted((1.0, next_token))
@@ -68,6 +72,10 @@ class Excess:
         """Tell the reference that it will be asked."""
         for reference in self.asked(clock).values():
             reference.prepare(batch, 1.0)
+
+    def rates(self, clock: Clock) -> tuple[float, ...]:
+        """The share does not move."""
+        return (self.keep,)
 
     def outline(self) -> LossFn:
         """A loss that holds as much and need not know the batch's numbers."""

@@ -200,6 +200,10 @@ class Unsure(nn.Module):
         taught = self.teachers if self.steering.taught else ()
         return {(id(teacher), self.steering.temperature): teacher for teacher in taught}
 
+    def rates(self, clock: Clock) -> tuple[float, ...]:
+        """They do not move."""
+        return (self.steering.weight, self.steering.hidden)
+
     def expected(self, model: LanguageModel, batch: Batch, clock: Clock) -> tuple[float, float]:
         """Operations of a step beyond the student's own pass: the student's, the teachers'."""
         share = max(1, int(len(batch.keys) * self.steering.share)) / len(batch.keys)

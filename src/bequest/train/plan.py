@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.batches import Batches
 from ..data.mix import Stream
+from ..model.flops import forward_flops
 from ..model.grow.depth import Depth
 from ..model.grow.growth import into
 from ..model.grow.width import Width
@@ -134,7 +135,13 @@ class Inputs:
                 found["teacher"] = self.evaluate(predecessor(), held)
             return found
 
-        return batches, Measure(max(1, round(share * self.steps)), ask)
+        # The teacher's one pass over them is not counted.
+        return batches, Measure(max(1, round(share * self.steps)), ask, lambda model: (passes(model, held), 0.0))
+
+
+def passes(model: LanguageModel, batches: Sequence[Batch]) -> float:
+    """Floating-point operations of a forward pass over each."""
+    return sum(forward_flops(model, batch) for batch in batches)
 
 
 class Method(Config):
