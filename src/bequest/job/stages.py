@@ -89,7 +89,9 @@ def _later(stage: Stage, previous: Teacher, inputs: Inputs, settings: Life, begi
     if settings.kl:
         loss = plus(loss, settings.kl, distil(previous, settings.temperature, name="previous"))
     if settings.ewc and not isinstance(loss, Weighted | Around):
-        raise RecipeError("life.ewc holds weights under a sum of terms, which this method's loss is not; use life.replay")
+        raise RecipeError(
+            "life.ewc holds weights under a sum of terms, which this method's loss is not; use life.replay"
+        )
     if settings.ewc:
         loss = Anchored(loss, settings.ewc, inputs.memories, settings.ewc_sequences)
     fresh = stage.optimiser == "fresh" or (begins and settings.optimiser == "fresh")

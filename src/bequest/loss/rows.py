@@ -38,19 +38,9 @@ def confidence(logits_CV: Tensor) -> Tensor:
 CRITERIA: dict[str, Criterion] = {"entropy": entropy, "margin": margin, "confidence": confidence}
 
 
-@torch.no_grad()
-def of_logits(features_ND: Tensor, head: Head, of: Callable[[Tensor, slice], Tensor]) -> Tensor:
-    """A number for each row, [N], from its logits."""
-    step = rows_at_once(len(head.weight_VD), features_ND.device.type)
-    parts = [slice(first, first + step) for first in range(0, max(1, len(features_ND)), step)]
-    return torch.cat([of(head.logits(features_ND[rows]), rows) for rows in parts])
-
-
 def losses(features_ND: Tensor, head: Head, target_N: Tensor) -> Tensor:
     """Cross-entropy of each row in nats, [N]."""
-    return of_logits(
-        features_ND, head, lambda z, rows: nn.functional.cross_entropy(z, target_N[rows], reduction="none")
-    )
+    return head.over(features_ND, lambda z, rows: nn.functional.cross_entropy(z, target_N[rows], reduction="none"))
 
 
 def told(answer: Answer, target_N: Tensor, vocabulary: int) -> Tensor:

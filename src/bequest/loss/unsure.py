@@ -19,7 +19,7 @@ from .combine import weighted
 from .hidden import Layers
 from .knowledge import Knowledge
 from .project import Addend, project
-from .rows import CRITERIA, chance, head_flops, of_logits, sequence_of
+from .rows import CRITERIA, chance, head_flops, sequence_of
 from .terms import Divergence, next_token
 
 
@@ -171,7 +171,7 @@ class Unsure(nn.Module):
         return sum(one.flops(batch) for one in asked)
 
     def _felt(self, model: LanguageModel, features_ND: Tensor) -> Tensor:
-        return of_logits(features_ND, model.head, lambda logits_CV, _: CRITERIA[self.steering.criterion](logits_CV))
+        return model.head.over(features_ND, lambda logits_CV, _: CRITERIA[self.steering.criterion](logits_CV))
 
     def _of_sequences(self, batch: Batch, unsure_N: Tensor | None, clock: Clock) -> list[float]:
         """The mean over each sequence's rows, or a number by chance."""

@@ -8,7 +8,7 @@ a `LanguageModel`; the loss runs inside its forward, so that wrappers around it 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..types import Batch, ModelError, RecipeError
 from .attention import NAME as TILED
 from .mask import additive, blocks, positions
+from .tiled import rows_at_once
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class Head:
     def bend(self, logits_CV: Tensor) -> Tensor | float:
         """The slope of `finish` where it gave these logits."""
         return self.scale if self.softcap is None else self.scale * (1 - (logits_CV / self.softcap).square_())
+
+    @torch.no_grad()
+    def over(self, features_ND: Tensor, of: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """`of(logits, rows)` for one chunk of rows after the other, joined; N x V logits are never held."""
+        step = rows_at_once(len(self.weight_VD), features_ND.device.type)
+        chunks = [slice(first, first + step) for first in range(0, max(1, len(features_ND)), step)]
+        return torch.cat([of(self.logits(features_ND[rows]), rows) for rows in chunks])
 
     def dtype(self, features_CD: Tensor) -> torch.dtype:
         """The precision of the matrix products."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -17,7 +17,6 @@ from ..config import Config, Positive
 from ..data.batches import Choice
 from ..data.pack import Ints
 from ..model.language import Head, LanguageModel
-from ..model.tiled import rows_at_once
 from ..types import Batch
 
 Floats = npt.NDArray[np.float64]
@@ -51,8 +50,9 @@ class MeanLoss(Config):
 
     def __call__(self, model: LanguageModel, head: Head, batch: Batch, sizes_B: Ints) -> Tensor:
         """[B, 1]; 0 for a sequence of which nothing is predicted."""
-        sums = [nats_N.sum(dtype=torch.float64) for nats_N, _ in _by_sequence(model, head, batch)]
-        return (torch.stack(sums) / torch.from_numpy(sizes_B).clamp_min(1))[:, None]
+        nats_N = head.over(model(batch), _nats(batch)).double()
+        sum_B = nats_N.new_zeros(len(batch.keys)).index_add_(0, _sequence_of(batch), nats_N)
+        return (sum_B.cpu() / torch.from_numpy(sizes_B).clamp_min(1))[:, None]
 
 
 class MedianLoss(Config):
@@ -71,7 +71,11 @@ class MedianLoss(Config):
 
     def __call__(self, model: LanguageModel, head: Head, batch: Batch, sizes_B: Ints) -> Tensor:
         """[B, 1] in nats, of an even number the mean of the middle two; minus infinity where no token is among the guesses."""
-        return torch.tensor([[self._of(*found)] for found in _by_sequence(model, head, batch)])
+        features_ND = model(batch)
+        both = (head.over(features_ND, one(batch)).cpu() for one in (_nats, _rank))
+        sizes = torch.bincount(_sequence_of(batch).cpu(), minlength=len(batch.keys)).tolist()
+        split = zip(*(torch.split(column, sizes) for column in both), strict=True)
+        return torch.tensor([[self._of(*found)] for found in split])
 
     def _of(self, nats_N: Tensor, rank_N: Tensor) -> float:
         likely_N = rank_N < self.top
@@ -93,26 +97,23 @@ class State(Config):
         """[B, D]."""
         features_ND = model(batch).float()
         sum_BD = features_ND.new_zeros(len(batch.keys), features_ND.shape[1])
-        sum_BD.index_add_(0, batch.rows.index_N // batch.tokens_BT.shape[1], features_ND)
+        sum_BD.index_add_(0, _sequence_of(batch), features_ND)
         mean_BD: Tensor = sum_BD.cpu() / torch.from_numpy(sizes_B).clamp_min(1)[:, None]
         return mean_BD
 
 
-def _by_sequence(model: LanguageModel, head: Head, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each sequence's losses in nats, and the places of its tokens among the model's guesses (0 is the first)."""
-    found = [torch.cat(parts).cpu() for parts in zip(*_rows(model(batch), head, batch.rows.target_N), strict=True)]
-    sequence_N = batch.rows.index_N.cpu() // batch.tokens_BT.shape[1]
-    sizes = torch.bincount(sequence_N, minlength=len(batch.keys)).tolist()
-    yield from zip(*(torch.split(column, sizes) for column in found), strict=True)
+def _nats(batch: Batch) -> Callable[[Tensor, slice], Tensor]:
+    """Each row's loss."""
+    return lambda z_CV, rows: nn.functional.cross_entropy(z_CV, batch.rows.target_N[rows], reduction="none")
 
 
-def _rows(features_ND: Tensor, head: Head, target_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = rows_at_once(len(head.weight_VD), features_ND.device.type)
-    for first in range(0, max(1, len(target_N)), rows):
-        target_C = target_N[first : first + rows]
-        logits_CV = head.logits(features_ND[first : first + rows])
-        own_C1 = logits_CV.gather(1, target_C[:, None])
-        yield nn.functional.cross_entropy(logits_CV, target_C, reduction="none"), (logits_CV > own_C1).sum(-1)
+def _rank(batch: Batch) -> Callable[[Tensor, slice], Tensor]:
+    """The place of each row's token among the model's guesses; 0 is the first."""
+    return lambda z_CV, rows: (z_CV > z_CV.gather(1, batch.rows.target_N[rows, None])).sum(-1)
+
+
+def _sequence_of(batch: Batch) -> Tensor:
+    return batch.rows.index_N // batch.tokens_BT.shape[1]
 
 
 @dataclass(frozen=True)
