@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model.language import Head
 from ..model.tiled import rows_at_once
-from ..types import Answer, Batch
+from ..types import Answer, Batch, RecipeError
 
 Criterion = Callable[[Tensor], Tensor]
 """How unsure rows of logits are, [C, V] -> [C]."""
@@ -51,7 +51,8 @@ def told(answer: Answer, target_N: Tensor, vocabulary: int) -> Tensor:
         rows = slice(first, first + step)
         signal = answer[rows]
         if signal.logp_target_N is None:
-            assert signal.ids_NK is None, "kept entries without the realised token's"
+            if signal.ids_NK is not None:
+                raise RecipeError("a reference must know every token, and this one keeps its likeliest; leave its keep out")
             found.append(signal.logp_NK.gather(1, target_N[rows, None])[:, 0])
         else:
             found.append(signal.logp_target_N)

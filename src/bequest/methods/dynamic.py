@@ -35,8 +35,7 @@ class Dynamic(Method):
     reverse: bool = False
     """Send the surest ones instead."""
     adopt: Literal["one", "hard", "soft"] = "one"
-    """With teachers.larger: hard gives the less sure half of what is sent to `teacher` and the rest to `larger`; soft asks
-    both, and each row weighs `teacher` by its uncertainty, `larger` by the rest of 1."""
+    """With teachers.larger: hard gives the less sure half to `teacher`, the rest to `larger`; soft asks both, weighed u and 1 - u by row."""
     adjust: Literal["none", "unsure", "swapped"] = "none"
     """unsure: predictions weigh 1 - u and hidden states u in each row; swapped: the other way round (uncertainty-r)."""
     hidden: NotNegative = 0.0
