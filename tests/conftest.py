@@ -110,6 +110,7 @@ class World:
                 "optimiser": {"lr": 0.01},
                 "save_every_tokens": 512,
             },
+            "eval": {"tokens": 1000},
         }
         for key, value in changes.items():
             at = raw
