@@ -1,11 +1,12 @@
 """MiniPLM: what is chosen, what it costs, and its controls."""
 
+import random
 from dataclasses import replace
 
 import laws
 import numpy as np
 import pytest
-from conftest import losses, make_vocabulary, same_bits, weights
+from conftest import losses, make_model, make_vocabulary, same_bits, weights, write_jsonl
 
 from bequest.device import Place
 from bequest.job.check import plan, problems
@@ -166,7 +167,6 @@ def test_a_teacher_with_another_tokenizer_judges_per_byte(world, tmp_path):
     """Its scores are over the same bytes: with both models the same, there is no difference."""
     stranger = make_vocabulary("causal", 290)
     path = tmp_path / "stranger"
-    from conftest import make_model
 
     make_model("gpt2", stranger, seed=5).model.save_pretrained(path)
     stranger.tokenizer.save_pretrained(path)
@@ -202,3 +202,18 @@ def test_random_and_chosen_text_differ(world, tmp_path):
     for choose in ("difference", "random"):
         world.run(tmp_path / choose, {**METHOD, "choose": choose}, **CHANGES(world, "causal"))
     assert not same_bits(weights(tmp_path / "difference"), weights(tmp_path / "random"))
+
+
+def test_chosen_text_teaches_more_than_text_by_chance(world, tmp_path):
+    """Half of the text is noise. What the teacher knows better than an untrained reference is the other half."""
+    rng = random.Random(0)
+    noise = write_jsonl(tmp_path / "noise.jsonl", ["".join(rng.choices("abcdefghij ", k=150)) for _ in range(200)])
+    texts = [{"path": str(world.train), "source": "one"}, {"path": str(noise), "source": "noise"}]
+    teachers = {"teacher": {"load": laws.learned(world, "causal")}, "reference": {"load": world.teacher["causal"]}}
+    changes = {"data__train": texts, "teachers": teachers, "train__tokens": 2560}
+    found = {
+        choose: world.run(tmp_path / choose, {**METHOD, "choose": choose}, **changes)
+        for choose in ("difference", "random")
+    }
+    losses_of = {choose: one["valid"]["one"]["loss"] for choose, one in found.items()}
+    assert losses_of["difference"] < losses_of["random"] - 0.05

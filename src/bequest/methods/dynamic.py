@@ -35,7 +35,7 @@ class Dynamic(Method):
     reverse: bool = False
     """Send the surest ones instead."""
     adopt: Literal["one", "hard", "soft"] = "one"
-    """With teachers.larger: hard gives the less sure half to `teacher`, the rest to `larger`; soft asks both, weighed u and 1 - u by row."""
+    """With teachers.larger: hard gives the less sure half to `teacher`, the rest to `larger`; soft asks both, by row u and 1 - u."""
     adjust: Literal["none", "unsure", "swapped"] = "none"
     """unsure: predictions weigh 1 - u and hidden states u in each row; swapped: the other way round (uncertainty-r)."""
     hidden: NotNegative = 0.0
