@@ -52,7 +52,9 @@ def told(answer: Answer, target_N: Tensor, vocabulary: int) -> Tensor:
         signal = answer[rows]
         if signal.logp_target_N is None:
             if signal.ids_NK is not None:
-                raise RecipeError("a reference must know every token, and this one keeps its likeliest; leave its keep out")
+                raise RecipeError(
+                    "a reference must know every token, and this one keeps its likeliest; leave its keep out"
+                )
             found.append(signal.logp_NK.gather(1, target_N[rows, None])[:, 0])
         else:
             found.append(signal.logp_target_N)
