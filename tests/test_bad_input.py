@@ -927,7 +927,8 @@ def test_one_sentence_and_nothing_half_written(world, old, tmp_path, monkeypatch
 
 def test_validation_text_that_is_trained_on_is_only_warned_of(world, tmp_path, monkeypatch, capfd):
     both = write_jsonl(tmp_path / "both.jsonl", [*sentences(1, 200)[:7], *sentences(3, 5)])
-    config.write(world.raw(PLAIN, data__valid=[{"path": str(both), "source": "one"}]), tmp_path / "recipe.yaml")
+    raw = world.raw(PLAIN, data__valid=[{"path": str(both), "source": "one"}], eval__tokens=0)
+    config.write(raw, tmp_path / "recipe.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["bequest", "train", "recipe.yaml", "train.tokens=256"])
     capfd.readouterr()

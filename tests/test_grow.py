@@ -299,6 +299,7 @@ WRONG = [
     ("llama", {"heads": 6, "kv_heads": 4}, "6 heads cannot share 4 key-value heads"),
     ("llama", {"heads": 8, "kv_heads": 8}, "8 heads cannot share 8 key-value heads as 4 shared 2"),
     ("llama", {"hidden": 56, "width": "fade"}, "a llama can take width: pad, which is exact"),
+    ("llama", {"heads": 3}, "they do not shrink: heads 3 is less than 4"),
     ("bert", {"hidden": 72, "heads": 6}, "take width: tile and a multiple of hidden 48"),
 ]
 
@@ -321,3 +322,12 @@ def test_other_architectures_and_wrong_configurations_are_sentences():
     two.model.config.scale_attn_by_inverse_layer_idx = True
     with pytest.raises(ModelError, match="scale_attn_by_inverse_layer_idx"):
         grown(two, Growth(layers=4))
+    unscaled = model("gpt2")
+    unscaled.model.config.scale_attn_weights = False
+    with pytest.raises(ModelError, match="not scaled"):
+        grown(unscaled, Growth(hidden=96, heads=4))
+    change(unscaled.model.config, Growth(hidden=96))
+    empty = model("llama").model.config
+    empty.num_hidden_layers = 0
+    with pytest.raises(ModelError, match="no blocks"):
+        change(empty, Growth(layers=4))

@@ -53,6 +53,7 @@ WRONG = [
     (("hidden=17",), "hidden 17 must be a multiple of heads 2"),
     (("head_dim=12",), "head_dim 12 is no multiple of 8"),
     (("width=wider",), "width must be"),
+    (("layers=1000000000",), "layers must be"),
     ((), "say what is to grow"),
     (("layers=3", "--data", "/nowhere.txt"), "no text at /nowhere.txt"),
 ]
@@ -75,3 +76,29 @@ def test_places_are_checked(world, tmp_path, monkeypatch, capsys):
         monkeypatch, capsys, "grow", world.teacher["masked"], str(tmp_path / "out"), "hidden=24", "heads=3"
     )
     assert (code, "take width: tile and a multiple of hidden 16" in error) == (2, True)
+
+
+def test_a_configuration_that_leaves_weights_out_is_damaged(world, tmp_path, monkeypatch, capsys):
+    import shutil
+
+    shutil.copytree(world.teacher["causal"], tmp_path / "cut")
+    config = json.loads((tmp_path / "cut" / "config.json").read_text())
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    code, error = run_main(monkeypatch, capsys, "grow", str(tmp_path / "cut"), str(tmp_path / "out"), "layers=3")
+    assert (code, "that its configuration knows nothing of (model.layers.1." in error) == (2, True), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_should_be_exact_and_is_not_is_not_written(world, tmp_path, monkeypatch, capsys):
+    from bequest.job import grow
+
+    monkeypatch.setattr(grow, "_difference", lambda before, after: 0.5)
+    arguments = ("grow", world.teacher["causal"], str(tmp_path / "out"), "layers=3")
+    code, error = run_main(monkeypatch, capsys, *arguments, "--exact")
+    assert (code, "a growth that should be exact" in error) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_with_dots(world, tmp_path, monkeypatch, capsys):
+    code, error = run_main(monkeypatch, capsys, "grow", world.teacher["causal"], f"{tmp_path}/none/..", "layers=3")
+    assert (code, "is there already" in error) == (2, True)

@@ -33,8 +33,7 @@ def test_same_seed_same_bits(world, tmp_path, module, objective):
     laws.same_seed_same_bits(world, tmp_path, module.METHOD, objective, **changes)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "objective"), [("fp32", "causal"), ("fp32", "masked"), ("bf16", "causal")])
 def test_stop_and_resume_same_bits(world, tmp_path, module, objective, precision):
     changes = {"student__dropout": 0.1, "train__precision": precision, "train__micro_batch_tokens": 64}
     changes |= wanted(module, world, objective)

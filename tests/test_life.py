@@ -515,3 +515,32 @@ def test_nothing_lies_between_a_model_and_a_larger_one(world, tmp_path):
     method = {"name": "elle", "sizes": [{"layers": 3}]}
     with pytest.raises(RecipeError, match=r"life\.merge"):
         world.run(tmp_path / "run", method, **staged(world, merge=[0.5]))
+
+
+def test_checking_elastic_weights_does_not_take_all_their_sequences(world, tmp_path, monkeypatch):
+    from bequest.loss.anchor import Anchored
+
+    seen = []
+    original = Anchored._sequences
+    monkeypatch.setattr(Anchored, "_sequences", lambda self: seen.append(self.sequences) or original(self))
+    changes = {
+        "data__train": [
+            {"path": str(world.train), "source": "one", "stage": "one"},
+            {"path": str(world.other), "source": "two", "stage": "two"},
+        ],
+        "data__valid": [{"path": str(world.valid), "source": name} for name in ("one", "two")],
+        "life": {"ewc": 3.0},
+    }
+    check.plan(world.recipe(PLAIN, **changes), tmp_path / "run")
+    assert seen
+    assert set(seen) == {1}
+
+
+def test_a_mistake_in_a_list_silences_what_follows_from_it(tmp_path, world):
+    from bequest import config, sense
+
+    raw = world.raw({"name": "plain"}, life={"shares": [1, 0, 1]})
+    config.write(raw, tmp_path / "life.yaml")
+    _, mistakes = sense.examine(tmp_path / "life.yaml")
+    assert not [sentence for sentence in mistakes if "has 2 numbers" in sentence]
+    assert any("life.shares.1" in sentence for sentence in mistakes)

@@ -67,7 +67,7 @@ def test_too_long_a_text_is_one_sentence(world, monkeypatch, capsys):
 def test_eval_equals_the_runs_own_validation(world, tmp_path, monkeypatch, capsys):
     for objective in ("causal", "masked"):
         out = tmp_path / objective
-        found = world.run(out, {"name": "plain"}, objective, train__precision="fp32")
+        found = world.run(out, {"name": "plain"}, objective, train__precision="fp32", eval__tokens=0)
         again = look.evaluate(str(out / "checkpoint"), [look.text_entry(f"one={world.valid}")], 32)
         assert again["one"] == pytest.approx(found["valid"]["one"], rel=1e-5)
     shown = output(monkeypatch, capsys, "eval", out / "checkpoint", "--data", world.valid, "--data", f"b={world.other}")

@@ -256,7 +256,7 @@ def test_an_untrained_teachers_store_stays_another_one_when_its_model_is_gone(wo
 def test_comparing_needs_the_model_beside_its_store(world, tmp_path):
     method, folder = {**KI, "compare_every": 0.25}, tmp_path / "store"
     harvest(world, folder, method=method)
-    with pytest.raises(RecipeError, match=r"give teachers\.teacher\.load, too"):
+    with pytest.raises(RecipeError, match="one model as teacher"):
         learn(world, tmp_path / "alone", folder, method=method)
     assert learn(world, tmp_path / "both", folder, method=method, teachers__teacher=spec(world, folder))["valid"]
 

@@ -35,7 +35,8 @@ def examine(path: Path, assignments: tuple[str, ...] = ()) -> tuple[Recipe | Non
     raw = _shorthands(override(_shorthands(read(path)), assignments))
     recipe, mistakes = salvage(Recipe, raw, str(path))
     impossible = problems(recipe) if recipe else []
-    left_out = {key.split(".")[-1] for key in mistakes}  # what they are about is not known
+    # What they are about is not known.
+    left_out = {next(part for part in reversed(key.split(".")) if not part.isdigit()) for key in mistakes}
     sure = [f"{path}: {sentence}" for sentence in impossible if not left_out & set(re.findall(r"\w+", sentence))]
     return recipe, [*mistakes.values(), *sure]
 

@@ -86,3 +86,10 @@ def test_calibration_walks_every_part(world, tmp_path):
     from bequest.job.calibrate import calibrate
 
     assert calibrate(world.recipe(METHOD, **CHANGES(world, "causal")), tmp_path / "run", 0.5).training > 0
+
+
+def test_all_of_a_part_may_be_recovery(world, tmp_path):
+    method, changes = METHOD | {"recover": 1.0}, CHANGES(world, "causal")
+    told = check.plan(world.recipe(method, **changes), tmp_path / "planned")
+    assert [stage.name for stage in told.stages] == ["one.train", "two.recover"]
+    world.run(tmp_path / "run", method, **changes)

@@ -62,3 +62,18 @@ def test_fresh_weights_are_as_spread_as_a_students(vocabulary):
 def test_generations_do_not_shrink(world, tmp_path):
     with pytest.raises(ModelError, match="they do not shrink: layers 1 is less than 2"):
         world.run(tmp_path / "run", {"name": "generations", "sizes": [{"layers": 1}]})
+
+
+@pytest.mark.parametrize("weights", ["fresh", "grown"])
+def test_the_line_lives_on_in_later_parts(world, tmp_path, weights):
+    """Its generations are of the first part's text; then the last one learns on, as it is."""
+    parts = [("one", world.train), ("two", world.other)]
+    changes = {
+        "data__train": [{"path": str(path), "source": name, "stage": name} for name, path in parts],
+        "data__valid": [{"path": str(world.valid), "source": name} for name, _ in parts],
+    }
+    method = {"name": "generations", "sizes": [{"layers": 3}, {"layers": 4}], "weights": weights}
+    found = world.run(tmp_path / "run", method, **changes)
+    lines = [line for line in metrics.read(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert list(dict.fromkeys(line["stage"] for line in lines)) == ["one.g1", "one.g2", "one.g3", "two.g1"]
+    assert build.config_of(found["checkpoint"]).num_hidden_layers == 4

@@ -84,9 +84,10 @@ def test_teacher_and_reference_change_places(world):
 
 
 def test_scores_do_not_depend_on_the_batch(world, monkeypatch, tmp_path):
-    found = scores(world, METHOD)
+    few = {"data__train": [{"path": str(world.other), "source": "one"}]}
+    found = scores(world, METHOD, **few)
     monkeypatch.setenv("BEQUEST_CACHE", str(tmp_path))
-    alone = scores(world, METHOD, train__micro_batch_tokens=32)
+    alone = scores(world, METHOD, train__micro_batch_tokens=32, **few)
     assert alone == pytest.approx(found, abs=1e-5)
 
 
@@ -96,7 +97,8 @@ def test_a_scoring_that_was_killed_goes_on(world, monkeypatch, tmp_path):
 
     monkeypatch.setenv("BEQUEST_CACHE", str(tmp_path))
     monkeypatch.setattr(judge, "BLOCK", 16)
-    whole = scores(world, METHOD)
+    few = {"data__train": [{"path": str(world.other), "source": "one"}]}
+    whole = scores(world, METHOD, **few)
     files = sorted((tmp_path / "scores").glob("*.f32"))
     for file in files:
         content = file.read_bytes()
@@ -107,7 +109,7 @@ def test_a_scoring_that_was_killed_goes_on(world, monkeypatch, tmp_path):
     monkeypatch.setattr(
         judge._Reader, "__call__", lambda self, batch: read.append(len(batch.keys)) or original(self, batch)
     )
-    assert (scores(world, METHOD) == whole).all()
+    assert (scores(world, METHOD, **few) == whole).all()
     per_model = len(whole) - sum(16 for file in files) // 2
     assert sum(read) == 2 * per_model
 

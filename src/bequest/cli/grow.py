@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,13 +17,15 @@ from ..report import table
 
 def command(source: str, out: Path, assignments: Sequence[str], exact: bool, data: Sequence[str]) -> None:
     """Grow, and print what it did."""
+    out = Path(os.path.normpath(out))
     texts = [look.text_entry(argument) for argument in data]
     growth = grow.read(assignments)
     found = grow.grow(source, out, growth, exact, texts, shlex.join(["bequest", *sys.argv[1:]]))
     table.show(_table(found))
     print(f"not exact: {found.inexact}" if found.inexact else "exact: it computes what its predecessor computes")
     print(f"largest difference of logits over the largest logit: {found.difference:.2g}")
-    print(f"grown in {found.seconds:.2f} s; saved as {found.precision}, like its predecessor: {out}")
+    rounded = "" if found.precision == "float32" else " (measured in fp32: saving rounds)"
+    print(f"grown in {found.seconds:.2f} s; saved as {found.precision}, like its predecessor{rounded}: {out}")
 
 
 def _table(found: grow.Grown) -> Table:

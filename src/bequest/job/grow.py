@@ -30,6 +30,10 @@ POSITIONS, TOKENS = 64, 50_000
 """Tokens in each of the two sequences whose logits are compared, and of each source whose loss is told."""
 
 
+ROUNDING = 5e-4
+"""What fp32 may make of logits at most, norms with a large epsilon among it."""
+
+
 @dataclass(frozen=True)
 class Grown:
     """What a growth did."""
@@ -90,6 +94,11 @@ def grow(source: str, out: Path, growth: Growth, exact: bool, texts: Sequence[di
         seconds=seconds,
         precision=str(config_before.dtype or torch.float32).removeprefix("torch."),
     )
+    if exact and found.difference > ROUNDING:
+        raise ModelError(
+            f"logits differ by {found.difference:.2g} of the largest after a growth that should be exact; "
+            "this model is one that we do not know how to grow, open an issue that names it"
+        )
     own = {
         "name": out.name,
         "load": None,

@@ -59,6 +59,11 @@ class Anchored(Around, nn.Module):
             turn, which = divmod(number, len(self.memories))
             yield self.memories[which].of(np.array([turn]))
 
+    def outline(self) -> Anchored:
+        """The same from a single sequence: it holds as much."""
+        inner = getattr(self.inner, "outline", lambda: self.inner)()
+        return Anchored(inner, self.weight, self.memories, 1)
+
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
         """Weights and their importance, by parameter."""
         found = {f"anchor/{name}": value for name, value in self.anchor.items()}

@@ -50,7 +50,8 @@ class ELLE(Method):
             # Its learning rate is that of the whole part, cut off: in a long warm-up it stays below the peak.
             yield Stage("recover", memory, loss, steps, enter, "fresh", Stretch(0, inputs.steps))
             enter = unchanged
-        yield Stage("train", inputs.batches, loss, inputs.steps - steps, enter, "fresh", "stage")
+        if steps < inputs.steps:
+            yield Stage("train", inputs.batches, loss, inputs.steps - steps, enter, "fresh", "stage")
 
 
 def _expand(growth: Growth, model: LanguageModel, moments: Moments) -> tuple[LanguageModel, Moments]:

@@ -36,16 +36,17 @@ class Generations(Method):
     """Of both models."""
 
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
-        """One stage per generation; what does not divide goes to the last one."""
-        steps, left = divmod(inputs.steps, 1 + len(self.sizes))
+        """One stage per generation; what does not divide goes to the last one. In later parts of a life the last one goes on alone."""
+        sizes = () if inputs.part else self.sizes
+        steps, left = divmod(inputs.steps, 1 + len(sizes))
         alone = weighted((1.0, next_token))
-        yield Stage("g1", inputs.batches, alone, steps + (0 if self.sizes else left), rate="stage")
-        for number, growth in enumerate(self.sizes, 2):
+        yield Stage("g1", inputs.batches, alone, steps + (0 if sizes else left), rate="stage")
+        for number, growth in enumerate(sizes, 2):
             rate = SHAPES[self.shape](self.start, 0.0, self.until)
             teacher = inputs.after(f"g{number - 1}")
             loss = weighted((rate, distil(teacher, self.temperature)), (1 - rate, next_token))
             enter = partial(self._enter, replace(growth, seed=growth.seed or inputs.seed + number))
-            last = number == 1 + len(self.sizes)
+            last = number == 1 + len(sizes)
             yield Stage(f"g{number}", inputs.batches, loss, steps + left * last, enter, "fresh", "stage")
 
     def _enter(self, growth: Growth, model: LanguageModel, moments: Moments) -> tuple[LanguageModel, Moments]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,18 @@ def load(path: str, objective: str, remote_code: bool = False) -> LanguageModel:
             f"the model {path} lacks weights ({missing[0]} and {len(missing) - 1} more); "
             f"it is not a complete {objective} language model"
         )
+    known = {_any_block(name) for name, _ in model.named_parameters()}
+    if stray := sorted(name for name in report["unexpected_keys"] if _any_block(name) in known):
+        raise ModelError(
+            f"the model {path} has weights that its configuration knows nothing of ({stray[0]}, {len(stray)} in all); "
+            "its config.json is damaged"
+        )
     return LanguageModel(model)
+
+
+def _any_block(name: str) -> str:
+    """A weight's name without its block's number."""
+    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def untrained(path: str, objective: str, remote_code: bool = False) -> LanguageModel:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
+import annotated_types as at
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class Growth(Config):
 
     hidden: Count = 0
     """Width of the residual stream."""
-    layers: Count = 0
+    layers: Annotated[int, at.Ge(0), at.Le(10_000)] = 0
     """Blocks."""
     heads: Count = 0
     """Attention heads."""
@@ -91,6 +92,13 @@ def change(config: Any, growth: Growth) -> Change:
     """
     family = family_of(config)
     old = family.sizes(config)
+    if old.layers < 1:
+        raise ModelError("the model has no blocks, so that there is nothing to grow; choose another")
+    for name in SIZES:
+        if 0 < getattr(growth, name) < getattr(old, name):
+            raise ModelError(
+                f"models grow, they do not shrink: {name} {getattr(growth, name)} is less than {getattr(old, name)}"
+            )
     new = _sizes(config, family, old, growth)
     for name in SIZES:
         if getattr(new, name) < getattr(old, name):
@@ -134,6 +142,10 @@ def _sizes(config: Any, family: Family, old: Sizes, growth: Growth) -> Sizes:
 
 def _require_possible(config: Any, family: Family, old: Sizes, new: Sizes, growth: Growth) -> None:
     if new.head_dim != old.head_dim:
+        if not getattr(config, "scale_attn_weights", True):
+            raise ModelError(
+                "attention that is not scaled (scale_attn_weights) cannot grow in head_dim; give more heads"
+            )
         if family.rotary and new.head_dim % old.head_dim:
             raise ModelError(
                 f"head_dim {new.head_dim} is no multiple of {old.head_dim}: rotary positions turn channels in pairs at "
