@@ -35,10 +35,14 @@ def examine(path: Path, assignments: tuple[str, ...] = ()) -> tuple[Recipe | Non
     raw = _shorthands(override(_shorthands(read(path)), assignments))
     recipe, mistakes = salvage(Recipe, raw, str(path))
     impossible = problems(recipe) if recipe else []
-    # What they are about is not known.
-    left_out = {next(part for part in reversed(key.split(".")) if not part.isdigit()) for key in mistakes}
+    left_out = {_named(key) for key in mistakes}  # what they are about is not known
     sure = [f"{path}: {sentence}" for sentence in impossible if not left_out & set(re.findall(r"\w+", sentence))]
     return recipe, [*mistakes.values(), *sure]
+
+
+def _named(key: str) -> str:
+    """The key's last name; numbers are places in lists."""
+    return next((part for part in reversed(key.split(".")) if not part.isdigit()), key)
 
 
 def _shorthands(raw: dict[str, Any]) -> dict[str, Any]:
