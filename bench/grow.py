@@ -1,6 +1,6 @@
 """What growth costs against copying the grown weights once: time, and memory at its worst. `OMP_NUM_THREADS=1 python bench/grow.py`
 
-Both sides in turn, three times; the median of each. The model has nothing but weights (it is made without drawing them twice).
+Both sides in turn, nine times; the median of each. The model has nothing but weights (it is made without drawing them twice).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
         weights = [p.detach() for p in larger.parameters()]
         size = sum(w.nbytes for w in weights)
         grows, copies = [], []
-        for _ in range(3):
+        for _ in range(9):
             grows.append(timed(partial(grown, model, growth)))
             copies.append(timed(partial(copied, weights)))
         with Counting() as counting:
