@@ -103,7 +103,7 @@ def test_a_scoring_that_was_killed_goes_on(world, monkeypatch, tmp_path):
     for file in files:
         content = file.read_bytes()
         file.write_bytes(content[: 8 * 16 + 3])
-        file.with_suffix(".json").unlink()
+        file.with_suffix(".b2").unlink()
     read = []
     original = judge._Reader.__call__
     monkeypatch.setattr(
@@ -219,3 +219,9 @@ def test_chosen_text_teaches_more_than_text_by_chance(world, tmp_path):
     }
     losses_of = {choose: one["valid"]["one"]["loss"] for choose, one in found.items()}
     assert losses_of["difference"] < losses_of["random"] - 0.05
+
+
+def test_a_proxy_reads_tokens(world, tmp_path):
+    recipe = world.recipe({**METHOD, "per": "byte", "proxy": 0.1}, **CHANGES(world, "causal"))
+    with pytest.raises(RecipeError, match="leave it out, or judge per token"):
+        plan(recipe, tmp_path / "run")

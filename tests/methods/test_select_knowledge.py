@@ -12,7 +12,6 @@ from bequest.loss.hidden import Layers
 from bequest.loss.knowledge import NAMES, Knowledge
 from bequest.loss.policy import ActorCritic, Bandit, applied, hard_by_chance, rewards, soft_by_chance
 from bequest.methods.select_knowledge import PRESETS
-from bequest.model.flops import forward_flops
 from bequest.report import metrics
 from bequest.report.record import read
 from bequest.teach.live import Live
@@ -200,4 +199,8 @@ def test_a_store_is_not_enough(world, tmp_path):
     world.run(tmp_path / "run", method, **only)  # predictions alone can come from a store
     with pytest.raises((RecipeError, ModelError), match="one model as teacher"):
         world.run(tmp_path / "hidden", METHOD, **only)
-    assert forward_flops
+
+
+def test_weights_of_nothing_are_refused(world, tmp_path):
+    with pytest.raises(RecipeError, match="nothing is learned"):
+        plan(world.recipe({**ZERO, "weights": [0, 0, 0, 0]}), tmp_path / "run")

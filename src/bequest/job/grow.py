@@ -28,8 +28,6 @@ from . import lineage, look
 
 POSITIONS, TOKENS = 64, 50_000
 """Tokens in each of the two sequences whose logits are compared, and of each source whose loss is told."""
-
-
 ROUNDING = 5e-4
 """What fp32 may make of logits at most, norms with a large epsilon among it."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from ..data.pack import Ints, Pack
 from ..data.retell import lengths, retold, texts
 from ..data.tokenizer import Vocabulary
 from ..device import place_for
-from ..files import locked, replace_text
+from ..files import locked, replace_bytes
 from ..model import build
 from ..model.flops import forward_flops
 from ..model.language import LanguageModel
@@ -96,12 +95,12 @@ class _Asked:
         self.judge.folder.mkdir(parents=True, exist_ok=True)
         path = self.judge.folder / f"{self._key(pack, numbers)}.f32"
         with locked(path.with_suffix(".lock"), wait=True):
-            if not path.with_suffix(".json").exists():
+            if not (path.exists() and path.with_suffix(".b2").exists()):
                 self._write(path, pack, numbers)
-        content, done = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
-        if done["digest"] != hashlib.blake2b(content).hexdigest():
+        content = path.read_bytes()
+        if path.with_suffix(".b2").read_bytes() != hashlib.blake2b(content).digest():
             raise DataError(
-                f"the scores in {path} are damaged; delete {path.with_suffix('.json')} and {path.name}, and run again"
+                f"the scores in {path} are damaged; delete {path.with_suffix('.b2')} and {path.name}, and run again"
             )
         return np.frombuffer(content, np.float32).reshape(len(numbers), -1)
 
@@ -136,8 +135,8 @@ class _Asked:
                 file.flush()
                 progress(len(block))
             file.seek(0)
-            digest = hashlib.blake2b(file.read()).hexdigest()
-        replace_text(path.with_suffix(".json"), json.dumps({"digest": digest, "model": self.spec.load}))
+            digest = hashlib.blake2b(file.read()).digest()
+        replace_bytes(path.with_suffix(".b2"), digest)
 
 
 class _Reader:

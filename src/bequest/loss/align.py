@@ -14,7 +14,7 @@ from ..model.language import Head, LanguageModel
 from ..model.states import watched
 from ..types import Batch, Clock, Loss, Teacher
 from .combine import Weighted
-from .hidden import width
+from .hidden import between
 from .rows import sequence_of
 
 NOTHING = 1e-12
@@ -58,9 +58,7 @@ class Aligned(nn.Module):
     def meet(self, model: LanguageModel) -> None:
         """Learn the student's width."""
         if self.weight:
-            like = next(model.parameters())
-            eye = torch.eye(width(self.teacher()), width(model), dtype=like.dtype, device=like.device)
-            self.map_SD = nn.Parameter(eye)
+            self.map_SD = between(model, self.teacher())
 
     def aligns(self, clock: Clock) -> bool:
         """Whether gradients are compared in this step."""

@@ -42,10 +42,7 @@ class Layers(nn.Module):
         ):
             if max(layers) > depth:
                 raise RecipeError(f"the {which} has {depth} layers and no layer {max(layers)}; change method.layers")
-        like = next(model.parameters())
-        with torch.no_grad():
-            eye = torch.eye(width(self.teacher()), width(model), dtype=like.dtype, device=like.device)
-        self.map_SD = nn.Parameter(eye)
+        self.map_SD = between(model, self.teacher())
 
     def of_student(self, model: LanguageModel) -> AbstractContextManager[dict[int, Tensor]]:
         """The student's states of passes within the block."""
@@ -93,6 +90,8 @@ def _apart(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], sizes: l
     return torch.stack([(a.T @ b - c.T @ d).div(max(1, len(a))).square().mean() for (a, b), (c, d) in products])
 
 
-def width(model: LanguageModel) -> int:
-    """Channels of a model's hidden states."""
-    return int(model.model.config.get_text_config().hidden_size)
+def between(student: LanguageModel, teacher: LanguageModel) -> nn.Parameter:
+    """A map from the student's width to the teacher's, the identity at first, as far as there is one."""
+    widths = [model.model.config.get_text_config().hidden_size for model in (teacher, student)]
+    like = next(student.parameters())
+    return nn.Parameter(torch.eye(*widths, dtype=like.dtype, device=like.device))

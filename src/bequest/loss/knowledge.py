@@ -40,7 +40,9 @@ class Knowledge(nn.Module):
 
     def forward(self, model: LanguageModel, batch: Batch, clock: Clock) -> Loss:
         """The mean over `batch.rows_total`; parts are unweighted."""
-        weights = self.weights(clock)
+        return self._sum(model, batch, clock, self.weights(clock))
+
+    def _sum(self, model: LanguageModel, batch: Batch, clock: Clock, weights: tuple[float, ...]) -> Loss:
         inside = self.layers if any(weights[2:]) else None
         with inside.of_student(model) if inside else nullcontext({}) as own:
             features_ND = model.features(batch)
@@ -86,12 +88,10 @@ class Knowledge(nn.Module):
     @torch.no_grad()
     def look(self, model: LanguageModel, batches: Sequence[Batch]) -> dict[str, float]:
         """All four on other text, unweighted; the model's mode is restored."""
-        training, weights, device = model.training, self.weights, next(model.parameters()).device
+        training, device = model.training, next(model.parameters()).device
         model.eval()
-        self.weights = lambda clock: (1.0,) * len(NAMES)
         micros = [micro.to(device) for batch in batches for micro in batch.micro(MICRO)]
-        found = [self(model, micro, Clock(0, 1)).parts for micro in micros]
-        self.weights = weights
+        found = [self._sum(model, micro, Clock(0, 1), (1.0,) * len(NAMES)).parts for micro in micros]
         model.train(training)
         rows = sum(batch.rows_total for batch in batches)
         return {

@@ -40,8 +40,12 @@ class MiniPLM(Method):
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
         """One stage on the chosen text.
 
-        Raises RecipeError when that is less than one batch.
+        Raises RecipeError when that is less than one batch, or a proxy would have to read another tokenizer's text.
         """
+        if self.proxy and self.per == "byte":
+            raise RecipeError(
+                "method.proxy is fitted on hidden states over this run's tokens; leave it out, or judge per token"
+            )
         pool = inputs.batches.new
         count = int(self.keep * pool.whole)
         if count < pool.size:

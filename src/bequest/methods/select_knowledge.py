@@ -11,7 +11,7 @@ from ..loss.hidden import Layers
 from ..loss.knowledge import NAMES, Knowledge
 from ..loss.policy import TINY, Action, ActorCritic, Bandit, PolicyFn, applied, hard_by_chance, soft_by_chance
 from ..train.plan import Inputs, Measure, Method, Stage
-from ..types import Clock
+from ..types import Clock, RecipeError
 
 EVEN = (0.25, 0.25, 0.25, 0.25)
 PRESETS = ((1.0, 0.0, 0.0, 0.0), (0.5, 0.5, 0.0, 0.0), (0.5, 0.0, 0.5, 0.0), (0.5, 0.0, 0.0, 0.5), EVEN)
@@ -51,8 +51,13 @@ class SelectKnowledge(Method):
     """Sequences of training text that are kept back for rewards."""
 
     def plan(self, inputs: Inputs) -> Iterator[Stage]:
-        """One stage."""
+        """One stage.
+
+        Raises RecipeError when no loss weighs anything.
+        """
         static = self.policy == "static"
+        if static and not any(self.weights):
+            raise RecipeError("method.weights are all 0, so that nothing is learned; raise one")
         layers = None if static and not any(self.weights[2:]) else Layers(inputs.model("teacher"), self.layers)
         weights = (lambda clock: self.weights) if static else partial(self._weights, self._policy(inputs))
         loss = Knowledge(inputs.teacher, self.temperature, layers, weights)
